@@ -1,0 +1,1 @@
+"""Text in: documents, splits, tokenizer, Megatron token files, and the En-Clone language."""

@@ -1,0 +1,139 @@
+"""Files that are complete or absent: atomic writes, hashes, JSON, and builds that happen once."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+from filelock import FileLock
+
+_CHUNK = 1 << 22
+
+
+def fsync_path(path: Path) -> None:
+    """Flush one file or folder to disk; folders make a rename durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def atomic_write(path: str | Path, mode: str = "w") -> Iterator[IO[Any]]:
+    """Open a file beside ``path`` and rename it onto ``path`` when the block ends without an error.
+
+    Args:
+        path: The file to replace; its folder is created.
+        mode: ``"w"`` for UTF-8 text or ``"wb"`` for bytes.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")
+    try:
+        with os.fdopen(descriptor, mode, encoding=None if "b" in mode else "utf-8") as handle:
+            yield handle
+            handle.flush()
+            os.fsync(handle.fileno())
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+        fsync_path(path.parent)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def atomic_folder(path: str | Path) -> Iterator[Path]:
+    """Yield a fresh folder beside ``path`` that becomes ``path`` when the block ends without an error.
+
+    An existing ``path`` is replaced whole. Every file written in the folder is flushed before the rename.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    work = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        yield work
+        for item in sorted(work.rglob("*")):
+            if item.is_file():
+                fsync_path(item)
+        os.chmod(work, 0o777 & ~_umask())
+        old = None
+        if path.exists():
+            old = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".old"))
+            os.replace(path, old)
+        os.replace(work, path)
+        fsync_path(path.parent)
+        if old is not None:
+            shutil.rmtree(old)
+    except BaseException:
+        shutil.rmtree(work, ignore_errors=True)
+        raise
+
+
+def _umask() -> int:
+    value = os.umask(0)
+    os.umask(value)
+    return value
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented UTF-8 JSON, atomically."""
+    with atomic_write(path) as handle:
+        json.dump(value, handle, ensure_ascii=False, indent=2)
+        handle.write("\n")
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: If the file is not valid JSON, with the file, line and column.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a valid JSON file ({error}); restore it or build it again") from error
+
+
+def sha256_file(path: str | Path) -> str:
+    """Hex SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as handle:
+        while chunk := handle.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """Hex SHA-256 of a JSON-serialisable value; dictionaries compare by content, not by order."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def build_once(done: str | Path, build: Callable[[], None], timeout_s: float = -1) -> None:
+    """Run ``build`` unless the file ``done`` exists; of several processes one builds and the others wait.
+
+    The wait is on a file lock beside ``done``, not on a collective, so that no communication time-out can end it, and
+    the lock of a killed process is free at once. ``build`` must create ``done`` as its last act, atomically.
+
+    Args:
+        done: The file whose presence says that the build is complete.
+        build: Builds everything and then ``done``.
+        timeout_s: Seconds to wait for another process; negative means without limit.
+    """
+    done = Path(done)
+    if done.exists():
+        return
+    done.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(done.with_name(f".{done.name}.lock"), timeout=timeout_s):
+        if not done.exists():
+            build()
+            if not done.exists():
+                raise RuntimeError(f"the build did not create {done}")

@@ -1,0 +1,1 @@
+"""The training stream: ``sample(k)`` as a pure function of (seed, data, blend)."""

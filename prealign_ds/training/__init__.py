@@ -1,0 +1,1 @@
+"""Model, DeepSpeed engine, the loop that both stages share, checkpoints and logs."""
