@@ -1,0 +1,154 @@
+"""Word batches of stage 1: pure functions of (seed, step), built whole and then shared out over the ranks."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from prealign_ds.alignment.rows import TableRows, expand_ranges
+from prealign_ds.randomness import KeyedPermutation, key_of, mix_array
+
+
+@dataclass
+class WordBatch:
+    """One rank's share of a global word batch; R rows in all, r of them here.
+
+    Attributes:
+        input_ids_rT: int64, the rows' tokens, padded on the right.
+        mask_rT: int64, 1 for tokens and 0 for padding.
+        counts: Rows of every rank, in rank order; they sum to R.
+        positives: Two int64 tensors of shape (P,): anchor (place among the r) and positive (place among the R).
+        positive_weights_P: fp32, 1 / number of positives of the anchor.
+        excluded_rR: bool, columns that are neither positive nor negative for an anchor: itself, rows that only share a
+            neighbour with it, and held-out translations.
+        num_anchors: Rows of the GLOBAL batch that have a positive.
+        num_positives: Positive pairs (both directions) of the GLOBAL batch.
+    """
+
+    input_ids_rT: Tensor
+    mask_rT: Tensor
+    counts: list[int]
+    positives: tuple[Tensor, Tensor]
+    positive_weights_P: Tensor
+    excluded_rR: Tensor
+    num_anchors: int
+    num_positives: int
+
+    def to(self, device: torch.device | str) -> WordBatch:
+        """The same batch on another device."""
+        moved = {
+            name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        positives = (self.positives[0].to(device), self.positives[1].to(device))
+        return WordBatch(**{**vars(self), **moved, "positives": positives})
+
+
+class WordBatches:
+    """Draws word batches from shuffled epochs over W.
+
+    Args:
+        rows: The encoded table.
+        words_per_step: Source entries in a GLOBAL batch.
+        translations_per_language: At most this many translations of an entry in each language, drawn for each step.
+        seed: Decides the order of W and the draws.
+
+    Raises:
+        ValueError: If a step would hold no words.
+    """
+
+    def __init__(self, rows: TableRows, words_per_step: int, translations_per_language: int, seed: int):
+        if words_per_step < 1 or translations_per_language < 1:
+            raise ValueError("align.words_per_step and align.translations_per_language: give 1 or more")
+        self.rows = rows
+        self.words_per_step = words_per_step
+        self.translations_per_language = translations_per_language
+        self.seed = seed
+
+    def entries(self, step: int) -> np.ndarray:
+        """The distinct table words of a step, ascending."""
+        size = len(self.rows.trained_words)
+        first = step * self.words_per_step
+        places = []
+        for epoch in range(first // size, (first + self.words_per_step - 1) // size + 1):
+            order = KeyedPermutation(size, key_of("words", self.seed, epoch))
+            low = max(first - epoch * size, 0)
+            high = min(first + self.words_per_step - epoch * size, size)
+            places += [order(place) for place in range(low, high)]
+        return np.unique(self.rows.trained_words[places])
+
+    def row_ids(self, step: int) -> np.ndarray:
+        """The distinct rows of a step's global batch, ascending."""
+        rows, words = self.rows, self.entries(step)
+        begins = np.searchsorted(rows.edge_word, words, side="left")
+        edges = expand_ranges(begins, np.searchsorted(rows.edge_word, words, side="right"))
+        edges = edges[~rows.edge_held_out[edges]]
+        draws = mix_array(edges.astype(np.uint64) ^ np.uint64(key_of("translations", self.seed, step)))
+        order = np.lexsort((draws, rows.edge_language[edges], rows.edge_word[edges]))
+        edges = edges[order]
+        groups = np.stack([rows.edge_word[edges], rows.edge_language[edges]])
+        fresh = np.concatenate([[True], (groups[:, 1:] != groups[:, :-1]).any(0)])
+        places = np.arange(len(edges))
+        rank = places - np.maximum.accumulate(np.where(fresh, places, 0))
+        chosen = np.sort(edges[rank < self.translations_per_language])
+        pairs = expand_ranges(
+            np.searchsorted(rows.pair_edge, chosen, side="left"), np.searchsorted(rows.pair_edge, chosen, side="right")
+        )
+        return np.unique(rows.pairs[pairs])
+
+    def batch(self, step: int, rank: int = 0, world: int = 1) -> WordBatch:
+        """The share of ``rank`` in step ``step``'s batch; the shares of all ranks make the whole, rows in order.
+
+        Raises:
+            ValueError: If there are fewer rows than ranks.
+        """
+        ids = self.row_ids(step)
+        counts = [len(ids) * (other + 1) // world - len(ids) * other // world for other in range(world)]
+        if min(counts) == 0:
+            raise ValueError(f"align.words_per_step: {len(ids)} rows cannot be shared by {world} ranks; raise it")
+        low = sum(counts[:rank])
+        own = ids[low : low + counts[rank]]
+        all_anchors, all_targets = self._inside(*self.rows.positives.neighbours(ids), ids)
+        number = np.bincount(all_anchors, minlength=len(ids))
+        anchors, positives = self._inside(*self.rows.positives.neighbours(own), ids)
+        input_ids, mask = self._padded(own)
+        return WordBatch(
+            input_ids_rT=torch.from_numpy(input_ids),
+            mask_rT=torch.from_numpy(mask),
+            counts=counts,
+            positives=(torch.from_numpy(anchors), torch.from_numpy(positives)),
+            positive_weights_P=torch.from_numpy((1 / number[low + anchors]).astype(np.float32)),
+            excluded_rR=torch.from_numpy(self._excluded(own, low, ids, anchors, positives)),
+            num_anchors=int((number > 0).sum()),
+            num_positives=len(all_targets),
+        )
+
+    def _excluded(
+        self, own: np.ndarray, low: int, ids: np.ndarray, anchors: np.ndarray, positives: np.ndarray
+    ) -> np.ndarray:
+        excluded = np.zeros((len(own), len(ids)), dtype=bool)
+        places, near = self.rows.all_pairs.neighbours(own)
+        direct = self._inside(places, near, ids)
+        again, far = self.rows.all_pairs.neighbours(near)
+        for rows, columns in (direct, self._inside(places[again], far, ids)):
+            excluded[rows, columns] = True
+        excluded[anchors, positives] = False
+        excluded[np.arange(len(own)), low + np.arange(len(own))] = True
+        return excluded
+
+    @staticmethod
+    def _inside(places: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of pairs (place, row), those whose row is in the batch ``ids``, as (place, place in the batch)."""
+        columns = np.minimum(np.searchsorted(ids, rows), len(ids) - 1)
+        inside = ids[columns] == rows
+        return places[inside], columns[inside]
+
+    def _padded(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        begins, ends = self.rows.offsets[own], self.rows.offsets[own + 1]
+        lengths = ends - begins
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        input_ids = np.zeros(mask.shape, dtype=np.int64)
+        input_ids[mask] = self.rows.tokens[expand_ranges(begins, ends)]
+        return input_ids, mask.astype(np.int64)

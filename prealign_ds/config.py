@@ -1,0 +1,370 @@
+"""The configuration of a run: one typed tree from YAML and dotted overrides; unknown keys fail.
+
+Every field is followed by its description. All problems are reported at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+_UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
+
+
+def _parse_tokens(value: Any) -> Any:
+    if isinstance(value, str) and (match := re.fullmatch(r"([\d_]+(?:\.\d+)?)\s*([kMB]?)", value.strip())):
+        return round(float(match[1].replace("_", "")) * _UNITS[match[2]])
+    return value
+
+
+Tokens = Annotated[int, BeforeValidator(_parse_tokens), Field(ge=0)]
+"""A number of tokens: an integer, or a string such as ``3.5M`` or ``10B``."""
+
+
+class Settings(BaseModel):
+    """A section: unknown keys fail, values are checked, fields carry their docstrings."""
+
+    model_config = ConfigDict(extra="forbid", use_attribute_docstrings=True, protected_namespaces=())
+
+
+class ModelSettings(Settings):
+    """The causal language model."""
+
+    architecture: str = "gpt2"
+    """Model type of transformers: gpt2, llama, gpt_neox, ..."""
+    num_layers: int = Field(12, ge=1)
+    """Transformer blocks L."""
+    hidden_size: int = Field(1024, ge=1)
+    """Width H."""
+    num_heads: int = Field(16, ge=1)
+    """Attention heads; divides hidden_size."""
+    tied_embeddings: bool = True
+    """Whether the output embedding is the input embedding. Then alignment layers 0 and L+1 coincide; both count."""
+    vocabulary_multiple: int = Field(128, ge=1)
+    """The vocabulary is padded to a multiple of this."""
+    overrides: dict[str, Any] = {}
+    """Further keys of the architecture's transformers configuration."""
+    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
+    """Attention implementation of transformers."""
+    activation_checkpointing: bool = False
+    """Recompute activations in the backward pass, block by block."""
+    start_from: Path | None = None
+    """Folder of a saved model whose weights to start from; None draws them from the seed."""
+    perfect_alignment: bool = False
+    """En-Clone only: start every clone token with its original's embeddings (the paper's upper bound)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelSettings:
+        if self.hidden_size % self.num_heads:
+            raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
+        return self
+
+
+class CorpusSettings(Settings):
+    """One tokenized corpus."""
+
+    name: str
+    """Its name in logs; it also keys shuffling and switching."""
+    path: Path
+    """Folder from tools/tokenize_corpus.py, or the prefix of a Megatron .bin/.idx pair."""
+    language: str
+    """Language code; ``clone`` for En-Clone."""
+    split: str = "train"
+    """Split in the folder."""
+    weight: float = Field(1.0, gt=0)
+    """Share of the training samples, in any unit, token counts for example. Not used for held-out text."""
+    clone: bool = False
+    """Read the corpus as its En-Clone: every token id plus V."""
+
+
+class DataSettings(Settings):
+    """Text: what is trained on, and what perplexity is measured on."""
+
+    tokenizer: Path
+    """Folder of the tokenizer."""
+    sequence_length: int = Field(1024, ge=2)
+    """Tokens S in a sample."""
+    source_language: str = "en"
+    """Language whose words are aligned with translations and code-switched."""
+    corpora: list[CorpusSettings] = Field(min_length=1)
+    """Training corpora."""
+    held_out: list[CorpusSettings] = []
+    """Held-out corpora for perplexity, one a language."""
+    blend_block: int | None = Field(None, ge=1)
+    """Samples in a block of the blend; None takes the smallest that holds the weights exactly."""
+    num_workers: int = Field(0, ge=0)
+    """Processes a rank that prepare batches; 0 prepares them in the training process."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataSettings:
+        for kind, corpora in (("corpora", self.corpora), ("held_out", self.held_out)):
+            names = [corpus.name if kind == "corpora" else corpus.language for corpus in corpora]
+            twice = sorted({name for name in names if names.count(name) > 1})
+            if twice:
+                raise ValueError(f"{kind}: {twice} occur more than once")
+        return self
+
+
+class TableSettings(Settings):
+    """The alignment table."""
+
+    path: Path
+    """Parquet or JSONL file from tools/build_table.py."""
+    top_share: float = Field(1.0, gt=0, le=1)
+    """Use only the most frequent share of W, by types (the paper's beta)."""
+    held_out_share: float = Field(0.0, ge=0, lt=1)
+    """Share of W whose pairs neither stage sees; kept to measure alignment on."""
+
+
+class CodeSwitchSettings(Settings):
+    """Code-switching of source-language text in stage 2."""
+
+    mode: Literal["off", "input_only", "vanilla"] = "input_only"
+    """input_only (Eq. 6) never changes targets; vanilla (Eq. 5) trains on the translations too."""
+    ratio: float = Field(0.05, ge=0, le=1)
+    """Probability to switch a word that the table covers."""
+    language_weights: dict[str, float] | None = None
+    """Share of each language in the switched words; None gives all languages the same."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW and the learning rate, which advances in absolute tokens."""
+
+    learning_rate: float = Field(gt=0)
+    """Peak learning rate."""
+    final_learning_rate: float = Field(0.0, ge=0)
+    """Learning rate at the end of the decay."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Form of the decay after a linear warm-up."""
+    warmup_tokens: Tokens | None = None
+    """LM tokens of linear warm-up; None is 5 % of the stage, 1 % in stage 2."""
+    decay_tokens: Tokens | None = None
+    """LM tokens of the stage at which the decay ends; None is the stage's own length."""
+    weight_decay: float = Field(0.1, ge=0)
+    """Weight decay of matrices; norms and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's decay rates."""
+    eps: float = Field(1e-8, gt=0)
+    """Adam's epsilon."""
+    gradient_clipping: float = Field(1.0, ge=0)
+    """Largest norm of the gradient; 0 does not clip."""
+
+
+class StageSettings(Settings):
+    """What both stages have."""
+
+    batch_tokens: Tokens
+    """LM tokens in a global batch: a multiple of sequence_length x ranks x micro_batch_size."""
+    micro_batch_size: int = Field(ge=1)
+    """Samples that one rank handles at once."""
+    optimizer: OptimizerSettings
+    """AdamW and its schedule."""
+
+
+class AlignSettings(StageSettings):
+    """Stage 1: alignment init."""
+
+    batch_tokens: Tokens = 0
+    """LM tokens in a global batch of stage 1; 0 is stage 2's."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Samples that one rank handles at once."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=5e-4, schedule="linear")
+    """AdamW and its schedule."""
+    budget_share: float = Field(0.05, gt=0, lt=1)
+    """Share of lm_tokens that stage 1 uses."""
+    words_per_step: int = Field(2048, ge=1)
+    """Source entries in a step's GLOBAL word batch, whatever the number of ranks."""
+    translations_per_language: int = Field(1, ge=1)
+    """At most this many translations of an entry in each language and step."""
+    temperature: float = Field(0.1, gt=0)
+    """tau in Eq. 2."""
+    weight: float = Field(1.0, ge=0)
+    """Weight of L_align beside L_LM."""
+    layers: Literal["all"] | list[int] = "all"
+    """Layers 0 .. L+1 that are aligned."""
+    positives: Literal["edges", "entry"] = "edges"
+    """edges: a word and each translation; entry: all rows of an entry are positives of each other."""
+
+
+class PretrainSettings(StageSettings):
+    """Stage 2: pretraining."""
+
+    batch_tokens: Tokens = 1_048_576
+    """LM tokens in a global batch."""
+    micro_batch_size: int = Field(8, ge=1)
+    """Samples that one rank handles at once."""
+    optimizer: OptimizerSettings = OptimizerSettings(learning_rate=3e-4, final_learning_rate=3e-5)
+    """AdamW and its schedule."""
+
+
+class EvaluationSettings(Settings):
+    """Measurements during training."""
+
+    every_tokens: Tokens = 0
+    """LM tokens between measurements; 0 measures at the end of each stage only."""
+    max_tokens: Tokens = 0
+    """Use at most this many tokens of each held-out corpus, its first; 0 uses all."""
+    batch_size: int = Field(8, ge=1)
+    """Samples that one rank evaluates at once."""
+
+
+class CheckpointSettings(Settings):
+    """Checkpoints."""
+
+    every_tokens: Tokens = 0
+    """LM tokens between checkpoints; 0 saves at the end of each stage only."""
+    keep: int = Field(2, ge=1)
+    """The newest checkpoints of a stage to keep."""
+
+
+class LogSettings(Settings):
+    """Logs."""
+
+    every_steps: int = Field(1, ge=1)
+    """Steps between lines in metrics.jsonl."""
+    tensorboard: bool = False
+    """Also write TensorBoard events, through DeepSpeed's monitor."""
+
+
+class RunSettings(Settings):
+    """A whole run."""
+
+    run_dir: Path
+    """Folder of this run: configuration, logs, checkpoints, final model."""
+    seed: int = 1234
+    """Decides weights, data order, word batches and switches."""
+    world_size: int | None = Field(None, ge=1)
+    """Refuse to start with another number of ranks; None takes what the launcher gives."""
+    deepspeed: Path
+    """DeepSpeed JSON from ds_configs/: ZeRO stage, precision, offload, communication."""
+    lm_tokens: Tokens
+    """LM tokens of the whole run, stage 1 included."""
+    stages: list[Literal["align", "pretrain"]] = ["align", "pretrain"]
+    """Stages to run, in this order."""
+    model: ModelSettings = ModelSettings()
+    """The model."""
+    data: DataSettings
+    """Text."""
+    table: TableSettings | None = None
+    """The alignment table; needed by stage 1 and by code-switching."""
+    align: AlignSettings = AlignSettings()
+    """Stage 1."""
+    codeswitch: CodeSwitchSettings = CodeSwitchSettings()
+    """Code-switching in stage 2."""
+    pretrain: PretrainSettings = PretrainSettings()
+    """Stage 2."""
+    evaluation: EvaluationSettings = EvaluationSettings()
+    """Measurements during training."""
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    """Checkpoints."""
+    log: LogSettings = LogSettings()
+    """Logs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> RunSettings:
+        problems = []
+        if self.stages not in (["align", "pretrain"], ["align"], ["pretrain"]):
+            problems.append(f"stages: {self.stages} is not align, pretrain, or align then pretrain")
+        if self.table is None and ("align" in self.stages or self.switches):
+            problems.append("table: missing; stage 1 and code-switching need it (or set codeswitch.mode=off)")
+        clones = any(corpus.clone for corpus in self.data.corpora)
+        for corpus in self.data.corpora + self.data.held_out:
+            if corpus.clone != (corpus.language == "clone"):
+                problems.append(f"data: corpus {corpus.name}: clone: true and language: clone go together")
+        if self.model.perfect_alignment and not clones:
+            problems.append("model.perfect_alignment: needs an En-Clone corpus (clone: true)")
+        if not any(corpus.language == self.data.source_language for corpus in self.data.corpora) and self.switches:
+            problems.append(f"data.source_language: no corpus in {self.data.source_language}, nothing to code-switch")
+        if problems:
+            raise ValueError("\n".join(problems))
+        return self
+
+    @property
+    def switches(self) -> bool:
+        """Whether stage 2 code-switches."""
+        return "pretrain" in self.stages and self.codeswitch.mode != "off" and self.codeswitch.ratio > 0
+
+    @property
+    def has_clone(self) -> bool:
+        """Whether the vocabulary holds En-Clone."""
+        return any(corpus.clone for corpus in self.data.corpora + self.data.held_out)
+
+
+def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSettings:
+    """Read a recipe and apply ``dotted.key=value`` overrides, whose values are YAML.
+
+    Raises:
+        ValueError: With every problem of the file and the overrides, each on a line of its own.
+    """
+    path = Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values; found {type(values).__name__}")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return RunSettings.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ValueError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def _apply(values: Any, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"override {override!r}: write it as dotted.key=value")
+    *parents, last = key.split(".")
+    node = values
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if not isinstance(node.get(part), (dict, list)):
+                node[part] = {}
+            node = node[part]
+        else:
+            raise ValueError(f"override {override!r}: {part!r} is not a key or a place in a list")
+    try:
+        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, IndexError) as error:
+        raise ValueError(f"override {override!r}: {error}") from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), 1, 0.4)
+        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where}: missing; give it a value"
+    shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    section: Any = RunSettings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next(_section_of(part) for part in annotation.__args__ if part is not type(None))
+
+
+def dump_settings(settings: RunSettings) -> str:
+    """The resolved configuration as YAML, every key with its value."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)

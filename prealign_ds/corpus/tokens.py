@@ -1,0 +1,117 @@
+"""Token files of a corpus, read as one long memory-mapped row of tokens.
+
+The files are Megatron's (``.bin`` with the tokens, ``.idx`` with the documents), read by megatron-core. Documents are
+already joined by the end-of-text token, so packing across documents is the order of the file.
+"""
+
+from __future__ import annotations
+
+import struct
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from prealign_ds.files import read_json
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # megatron-core warns about every optional accelerator library it does not find
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
+
+_HEADER = struct.Struct("<9sQBQQ")
+_MAGIC = b"MMIDIDX\x00\x00"
+
+
+class CorpusTokens:
+    """One split of a tokenized corpus: ``num_tokens`` tokens in a row.
+
+    Args:
+        path: A folder written by ``tools/tokenize_corpus.py``, or the prefix of any Megatron ``.bin/.idx`` pair.
+        split: Name of the split in the folder; not used for a bare prefix.
+
+    Raises:
+        ValueError: If files are missing, truncated or do not agree with their manifest.
+    """
+
+    def __init__(self, path: str | Path, split: str = "train"):
+        path = Path(path)
+        self.manifest: dict[str, Any] = {}
+        if (path / "manifest.json").is_file():
+            self.manifest = read_json(path / "manifest.json")
+            if split not in self.manifest["splits"]:
+                raise ValueError(
+                    f"{path}: no split {split!r}; the manifest has {sorted(self.manifest['splits'])}: "
+                    "choose one, or tokenize the corpus again with this split"
+                )
+            self.prefix = path / split
+        elif Path(f"{path}.idx").is_file() or Path(f"{path}.bin").is_file():
+            self.prefix = path
+        else:
+            raise ValueError(f"{path}: no corpus here (no manifest.json, no {path.name}.bin/.idx); build it first")
+        self.split = split
+        self._check_index()
+        self._files = IndexedDataset(str(self.prefix), mmap=True)
+        self._dtype = self._files.index.dtype
+        self._item_bytes = np.dtype(self._dtype).itemsize
+        self.num_tokens = self._check_tokens()
+
+    @property
+    def num_bytes(self) -> int | None:
+        """UTF-8 bytes of the text behind the tokens, or None where no manifest says it."""
+        return self.manifest["splits"][self.split]["bytes"] if self.manifest else None
+
+    @property
+    def digest(self) -> str:
+        """A hash that changes with the tokens: the manifest's, or size and name where there is no manifest."""
+        if self.manifest:
+            return self.manifest["splits"][self.split]["sha256"]["bin"]
+        return f"{self.prefix.name}:{self.num_tokens}"
+
+    def check_tokenizer(self, digest: str, path: str | Path) -> None:
+        """Raise ValueError unless the tokens were made by the tokenizer with this digest."""
+        expected = self.manifest["tokenizer"]["sha256"] if self.manifest else digest
+        if digest != expected:
+            raise ValueError(
+                f"{self.prefix}: tokenized with another tokenizer (sha256 {expected[:12]}…) than {path} "
+                f"({digest[:12]}…); name the right tokenizer or tokenize the corpus again"
+            )
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Up to ``count`` tokens from ``start``, fewer at the end of the corpus; a read-only view."""
+        count = max(0, min(count, self.num_tokens - start))
+        return self._files.bin_reader.read(dtype=self._dtype, count=count, offset=start * self._item_bytes)
+
+    def _check_index(self) -> None:
+        index = Path(f"{self.prefix}.idx")
+        for file in (index, Path(f"{self.prefix}.bin")):
+            if not file.is_file():
+                raise ValueError(f"{file}: missing; tokenize the corpus again")
+        size = index.stat().st_size
+        with open(index, "rb") as handle:
+            header = handle.read(_HEADER.size)
+        if len(header) < _HEADER.size or not header.startswith(_MAGIC):
+            raise ValueError(f"{index}: not a Megatron index; tokenize the corpus again")
+        _, _, dtype_code, sequences, documents = _HEADER.unpack(header)
+        expected = _HEADER.size + sequences * 12 + documents * 8
+        if size != expected:
+            raise ValueError(f"{index}: truncated ({size} bytes, {expected} expected); tokenize the corpus again")
+        if dtype_code not in {member.value for member in DType}:
+            raise ValueError(f"{index}: unknown data type code {dtype_code}; tokenize the corpus again")
+        if sequences == 0:
+            raise ValueError(f"{index}: holds no documents; tokenize a corpus with text")
+
+    def _check_tokens(self) -> int:
+        index = self._files.index
+        end = int(index.sequence_pointers[-1]) + int(index.sequence_lengths[-1]) * self._item_bytes
+        size = Path(f"{self.prefix}.bin").stat().st_size
+        if size != end:
+            raise ValueError(f"{self.prefix}.bin: truncated ({size} bytes, {end} expected); tokenize the corpus again")
+        tokens = end // self._item_bytes
+        said = self.manifest["splits"][self.split]["tokens"] if self.manifest else tokens
+        if tokens != said:
+            raise ValueError(
+                f"{self.prefix}: {tokens} tokens, but its manifest says {said}: the files do not belong together; "
+                "tokenize the corpus again"
+            )
+        return tokens

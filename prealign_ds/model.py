@@ -1,0 +1,161 @@
+"""The causal language model: built by transformers from a configuration, with its loss and its vocabulary.
+
+The vocabulary of the model is that of the tokenizer (twice that with En-Clone), padded to a multiple for the sake of
+matrix kernels. Ids of the padding never occur and get no probability.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+
+from prealign_ds.config import ModelSettings
+
+_GPT2_NAMES = {"num_layers": "n_layer", "hidden_size": "n_embd", "num_heads": "n_head", "sequence_length": "n_positions"}
+_COMMON_NAMES = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "num_heads": "num_attention_heads",
+    "sequence_length": "max_position_embeddings",
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
+
+
+def vocabulary_size(tokenizer: PreTrainedTokenizerFast, clone: bool) -> int:
+    """Ids in use: V, or 2V with En-Clone."""
+    return len(tokenizer) * (2 if clone else 1)
+
+
+def model_config(
+    settings: ModelSettings, sequence_length: int, vocabulary: int, tokenizer: PreTrainedTokenizerFast
+) -> Any:
+    """The transformers configuration for these settings.
+
+    Args:
+        settings: The ``model`` section.
+        sequence_length: Positions that the model must have.
+        vocabulary: Ids in use; the model's vocabulary is this, padded to ``settings.vocabulary_multiple``.
+        tokenizer: Names the end-of-text token.
+
+    Raises:
+        ValueError: If the architecture is unknown, or an override is not one of its configuration keys.
+    """
+    names = _GPT2_NAMES if settings.architecture == "gpt2" else _COMMON_NAMES
+    multiple = settings.vocabulary_multiple
+    values: dict[str, Any] = {
+        names["num_layers"]: settings.num_layers,
+        names["hidden_size"]: settings.hidden_size,
+        names["num_heads"]: settings.num_heads,
+        names["sequence_length"]: sequence_length,
+        "vocab_size": -(-vocabulary // multiple) * multiple,
+        "tie_word_embeddings": settings.tied_embeddings,
+        "bos_token_id": tokenizer.bos_token_id if tokenizer.bos_token_id is not None else tokenizer.eos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "use_cache": False,
+    }
+    try:
+        known = AutoConfig.for_model(settings.architecture)
+    except ValueError as error:
+        raise ValueError(
+            f"model.architecture: transformers knows no {settings.architecture!r}; use gpt2, llama or gpt_neox"
+        ) from error
+    values |= {name: 0.0 for name in _DROPOUTS if hasattr(known, name)}
+    if hasattr(known, "num_key_value_heads"):
+        values["num_key_value_heads"] = settings.num_heads
+    for key in settings.overrides:
+        if not hasattr(known, key):
+            raise ValueError(f"model.overrides.{key}: not a configuration key of {settings.architecture}; remove it")
+    return AutoConfig.for_model(settings.architecture, **(values | settings.overrides))
+
+
+def build_model(config: Any, settings: ModelSettings, seed: int) -> PreTrainedModel:
+    """A model in fp32, the same on every rank.
+
+    Weights are drawn with ``seed``, or read from ``settings.start_from`` (a folder with safetensors weights).
+
+    Raises:
+        ValueError: If the weights to start from do not fit the configuration.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attention)
+    if settings.start_from is not None:
+        load_weights(model, settings.start_from)
+    if settings.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    return cast(PreTrainedModel, model.float())
+
+
+def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
+    """Load the safetensors weights of a model folder, all of them and strictly.
+
+    Raises:
+        ValueError: If the folder has no weights, or names or shapes differ from the model's.
+    """
+    from safetensors.torch import load_file
+
+    files = sorted(Path(folder).glob("*.safetensors"))
+    if not files:
+        raise ValueError(f"{folder}: no *.safetensors here; name the folder of a saved model")
+    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    own = model.state_dict()
+    tied = tied_weight_names(model)
+    wrong = sorted((own.keys() - weights.keys() - tied) | (weights.keys() - own.keys()))
+    wrong += [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]
+    if wrong:
+        raise ValueError(
+            f"{folder}: weights of another model; {len(wrong)} names or shapes differ, the first is {wrong[0]}; "
+            "check the model section"
+        )
+    model.load_state_dict(weights, strict=False)
+    model.tie_weights()
+
+
+def tied_weight_names(model: PreTrainedModel) -> set[str]:
+    """Names in the state dict that share another name's tensor: the output embedding, if tied."""
+    if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:
+        return set()
+    shared = model.get_output_embeddings().weight
+    return {name for name, tensor in model.named_parameters(remove_duplicate=False) if tensor is shared} - {
+        name for name, tensor in model.named_parameters() if tensor is shared
+    }
+
+
+@torch.no_grad()
+def align_perfectly(model: PreTrainedModel, clone_ids: Tensor) -> None:
+    """The paper's upper bound: every clone token starts with its original's input and output embedding.
+
+    Args:
+        model: The model, its parameters whole.
+        clone_ids: int64 of shape (V,), the clone id of each id (``corpus.clone.clone_ids``).
+    """
+    for embedding in (model.get_input_embeddings(), model.get_output_embeddings()):
+        weight = cast(Tensor, embedding.weight)
+        weight[clone_ids] = weight[: len(clone_ids)].clone()
+
+
+def lm_loss_sum(logits_BSV: Tensor, targets_BS: Tensor, vocabulary: int) -> Tensor:
+    """Sum of the cross-entropies of all targets that are not -100, in fp32 nats.
+
+    Args:
+        logits_BSV: Logits over the model's padded vocabulary.
+        targets_BS: Target ids, already shifted; -100 is ignored.
+        vocabulary: Ids in use; the padding beyond gets no probability.
+    """
+    logits = logits_BSV[..., :vocabulary].flatten(0, 1).float()
+    return functional.cross_entropy(logits, targets_BS.flatten(), ignore_index=-100, reduction="sum")
+
+
+def num_parameters(model: nn.Module, embeddings: bool = True) -> int:
+    """Parameters of the model, tied ones once; without ``embeddings``, all but look-up tables and the LM head."""
+    total = sum(parameter.numel() for parameter in model.parameters())
+    if embeddings:
+        return total
+    tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
+    head = cast(PreTrainedModel, model).get_output_embeddings().weight
+    return total - sum((tables | {id(head): head.numel()}).values())
