@@ -368,3 +368,32 @@ def _section_of(annotation: Any) -> Any:
 def dump_settings(settings: RunSettings) -> str:
     """The resolved configuration as YAML, every key with its value."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_MAY_CHANGE = ("run_dir", "world_size", "deepspeed", "evaluation", "checkpoint", "log", "data.num_workers")
+
+
+def check_same_run(settings: RunSettings) -> None:
+    """Raise ValueError if ``run_dir`` holds a run with other settings, of those that decide its results."""
+    path = settings.run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    old, new = _flat(load_settings(path)), _flat(settings)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    changed = [key for key in changed if not key.startswith(_MAY_CHANGE) and not key.endswith("micro_batch_size")]
+    if changed:
+        shown = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed[:10])
+        raise ValueError(
+            f"{settings.run_dir}: holds a run with other settings:\n{shown}\n"
+            "choose another run_dir, or delete that folder to start again"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, list):
+        value = {str(place): item for place, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}

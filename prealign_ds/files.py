@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import gzip
 import hashlib
+import io
 import json
+import lzma
 import os
 import shutil
 import tempfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TextIO, cast
 
+import pyarrow
 from filelock import FileLock
 
 _CHUNK = 1 << 22
@@ -76,6 +81,42 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(work, ignore_errors=True)
         raise
+
+
+def open_text(path: str | Path) -> TextIO:
+    r"""Open a UTF-8 text file for reading, unpacking ``.gz``, ``.xz`` and ``.zst``; a byte order mark is skipped.
+
+    Only ``\n``, ``\r`` and ``\r\n`` end a line, as in every text file of Python.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix == ".gz":
+        return cast(TextIO, gzip.open(path, "rt", encoding="utf-8-sig"))
+    if suffix == ".xz":
+        return cast(TextIO, lzma.open(path, "rt", encoding="utf-8-sig"))
+    if suffix == ".zst":
+        # Arrow rather than zstandard's own stream, which takes a file that was cut short for a whole one.
+        unpacked = pyarrow.input_stream(str(path), compression="zstd")
+        return io.TextIOWrapper(cast(IO[bytes], unpacked), encoding="utf-8-sig")
+    return open(path, encoding="utf-8-sig")
+
+
+def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """The lines of :func:`open_text` with their numbers from 1, without line ends; empty lines are left out.
+
+    Raises:
+        ValueError: If the file is not UTF-8, or its compressed data is damaged or cut short, with file and line.
+    """
+    number = 0
+    with open_text(path) as handle:
+        try:
+            for number, line in enumerate(handle, 1):
+                if line.strip():
+                    yield number, line.rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file") from error
+        except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+            raise ValueError(f"{path}:{number + 1}: damaged or cut short ({error}); fetch the file again") from error
 
 
 def _umask() -> int:

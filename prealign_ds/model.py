@@ -16,7 +16,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreT
 
 from prealign_ds.config import ModelSettings
 
-_GPT2_NAMES = {"num_layers": "n_layer", "hidden_size": "n_embd", "num_heads": "n_head", "sequence_length": "n_positions"}
+_GPT2_NAMES = {
+    "num_layers": "n_layer",
+    "hidden_size": "n_embd",
+    "num_heads": "n_head",
+    "sequence_length": "n_positions",
+}
 _COMMON_NAMES = {
     "num_layers": "num_hidden_layers",
     "hidden_size": "hidden_size",

@@ -19,6 +19,8 @@ class WordBatch:
     Attributes:
         input_ids_rT: int64, the rows' tokens, padded on the right.
         mask_rT: int64, 1 for tokens and 0 for padding.
+        groups: Neighbouring rows of similar length as (first row, row after the last, longest length), so that little
+            padding is encoded; as many groups on every rank, because under ZeRO-3 each forward is collective.
         counts: Rows of every rank, in rank order; they sum to R.
         positives: Two int64 tensors of shape (P,): anchor (place among the r) and positive (place among the R).
         positive_weights_P: fp32, 1 / number of positives of the anchor.
@@ -30,6 +32,7 @@ class WordBatch:
 
     input_ids_rT: Tensor
     mask_rT: Tensor
+    groups: list[tuple[int, int, int]]
     counts: list[int]
     positives: tuple[Tensor, Tensor]
     positive_weights_P: Tensor
@@ -44,6 +47,10 @@ class WordBatch:
         }
         positives = (self.positives[0].to(device), self.positives[1].to(device))
         return WordBatch(**{**vars(self), **moved, "positives": positives})
+
+
+_GROUP_ENDS = (0.5, 0.85, 1.0)
+"""Shares of the rows, by length, at which a group ends: most words have few tokens, a few have many."""
 
 
 class WordBatches:
@@ -99,51 +106,49 @@ class WordBatches:
         return np.unique(rows.pairs[pairs])
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> WordBatch:
-        """The share of ``rank`` in step ``step``'s batch; the shares of all ranks make the whole, rows in order.
+        """The share of ``rank`` in step ``step``'s batch; the shares of all ranks, one after the other, make the whole.
+
+        Rows are dealt to the ranks by length, so that all have the same work, and are in order of length on each.
 
         Raises:
             ValueError: If there are fewer rows than ranks.
         """
         ids = self.row_ids(step)
-        counts = [len(ids) * (other + 1) // world - len(ids) * other // world for other in range(world)]
+        by_length = ids[np.argsort(self.rows.offsets[ids + 1] - self.rows.offsets[ids], kind="stable")]
+        shares = [by_length[other::world] for other in range(world)]
+        counts = [len(share) for share in shares]
         if min(counts) == 0:
             raise ValueError(f"align.words_per_step: {len(ids)} rows cannot be shared by {world} ranks; raise it")
-        low = sum(counts[:rank])
-        own = ids[low : low + counts[rank]]
-        all_anchors, all_targets = self._inside(*self.rows.positives.neighbours(ids), ids)
+        own, low = shares[rank], sum(counts[:rank])
+        columns = _Places(np.concatenate(shares))
+        all_anchors, all_targets = columns.of_edges(*self.rows.positives.neighbours(columns.ids))
         number = np.bincount(all_anchors, minlength=len(ids))
-        anchors, positives = self._inside(*self.rows.positives.neighbours(own), ids)
+        anchors, positives = columns.of_edges(*self.rows.positives.neighbours(own))
+        excluded = self._excluded(own, columns)
+        excluded[anchors, positives] = False
+        excluded[np.arange(len(own)), low + np.arange(len(own))] = True
         input_ids, mask = self._padded(own)
+        ends = [0, *(round(share * len(own)) for share in (_GROUP_ENDS if min(counts) >= 4 else _GROUP_ENDS[-1:]))]
         return WordBatch(
             input_ids_rT=torch.from_numpy(input_ids),
             mask_rT=torch.from_numpy(mask),
+            groups=[(a, b, int(mask[b - 1].sum())) for a, b in zip(ends, ends[1:], strict=False)],
             counts=counts,
             positives=(torch.from_numpy(anchors), torch.from_numpy(positives)),
             positive_weights_P=torch.from_numpy((1 / number[low + anchors]).astype(np.float32)),
-            excluded_rR=torch.from_numpy(self._excluded(own, low, ids, anchors, positives)),
+            excluded_rR=torch.from_numpy(excluded),
             num_anchors=int((number > 0).sum()),
             num_positives=len(all_targets),
         )
 
-    def _excluded(
-        self, own: np.ndarray, low: int, ids: np.ndarray, anchors: np.ndarray, positives: np.ndarray
-    ) -> np.ndarray:
-        excluded = np.zeros((len(own), len(ids)), dtype=bool)
+    def _excluded(self, own: np.ndarray, columns: _Places) -> np.ndarray:
+        """Direct neighbours and neighbours of neighbours, in the graph of the whole table."""
+        excluded = np.zeros((len(own), len(columns.ids)), dtype=bool)
         places, near = self.rows.all_pairs.neighbours(own)
-        direct = self._inside(places, near, ids)
         again, far = self.rows.all_pairs.neighbours(near)
-        for rows, columns in (direct, self._inside(places[again], far, ids)):
-            excluded[rows, columns] = True
-        excluded[anchors, positives] = False
-        excluded[np.arange(len(own)), low + np.arange(len(own))] = True
+        for rows, found in (columns.of_edges(places, near), columns.of_edges(places[again], far)):
+            excluded[rows, found] = True
         return excluded
-
-    @staticmethod
-    def _inside(places: np.ndarray, rows: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of pairs (place, row), those whose row is in the batch ``ids``, as (place, place in the batch)."""
-        columns = np.minimum(np.searchsorted(ids, rows), len(ids) - 1)
-        inside = ids[columns] == rows
-        return places[inside], columns[inside]
 
     def _padded(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         begins, ends = self.rows.offsets[own], self.rows.offsets[own + 1]
@@ -152,3 +157,18 @@ class WordBatches:
         input_ids = np.zeros(mask.shape, dtype=np.int64)
         input_ids[mask] = self.rows.tokens[expand_ranges(begins, ends)]
         return input_ids, mask.astype(np.int64)
+
+
+class _Places:
+    """Where the rows of a batch stand among its columns."""
+
+    def __init__(self, ids: np.ndarray):
+        self.ids = ids
+        self._order = np.argsort(ids)
+        self._sorted = ids[self._order]
+
+    def of_edges(self, anchors: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of edges (anchor, row), those whose row is in the batch, as (anchor, column)."""
+        found = np.minimum(np.searchsorted(self._sorted, rows), len(self.ids) - 1)
+        inside = self._sorted[found] == rows
+        return anchors[inside], self._order[found[inside]]

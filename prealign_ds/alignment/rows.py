@@ -116,7 +116,9 @@ class TableRows:
         is_clone = np.array([language == CLONE_LANGUAGE for language in table.languages])
         is_unspaced = np.array([language.split("-")[0] in UNSPACED_LANGUAGES for language in table.languages])
         pairs, edges = [], []
-        for edge, (word, language) in enumerate(zip(table.edge_word.tolist(), table.edge_language.tolist(), strict=True)):
+        for edge, (word, language) in enumerate(
+            zip(table.edge_word.tolist(), table.edge_language.tolist(), strict=True)
+        ):
             forms = _forms(spaced[word], bare[word], int(table.counts[word]), int(table.spaced[word]))
             if is_clone[language]:
                 found = [(ids, None if ids is None else self._clone_ids[ids]) for ids in forms]

@@ -55,7 +55,7 @@ class AlignmentStage:
             The loss, and the log: tensors of shape (layers,) whose average over ranks is ``alignment_loss``,
             ``aligned_cosine`` and ``random_cosine`` of each layer.
         """
-        states = word_representations(model, batch.input_ids_rT, batch.mask_rT)
+        states = word_representations(model, batch)
         layers = self.layers(len(states))
         world, rows = len(batch.counts), sum(batch.counts)
         scale = world / batch.num_anchors

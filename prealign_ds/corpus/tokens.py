@@ -79,6 +79,7 @@ class CorpusTokens:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Up to ``count`` tokens from ``start``, fewer at the end of the corpus; a read-only view."""
+        start = min(start, self.num_tokens)
         count = max(0, min(count, self.num_tokens - start))
         return self._files.bin_reader.read(dtype=self._dtype, count=count, offset=start * self._item_bytes)
 

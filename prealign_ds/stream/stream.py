@@ -6,7 +6,6 @@ resuming is remembering one integer.
 
 from __future__ import annotations
 
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any

@@ -1,0 +1,35 @@
+# The commands of this project. `make quickstart` and `make test` are all the set-up there is.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/ready
+
+.PHONY: quickstart test check test-gpu test-network test-long clean
+
+quickstart: $(READY)  ## PreAlign and Joint Training on real text, from nothing; SCALE=0.1 shrinks it, CORPUS=file takes your text
+	$(BIN)/python tools/quickstart.py
+
+test: $(READY)  ## the tests that run anywhere
+	$(BIN)/python -m pytest
+
+check: $(READY)  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+test-gpu: $(READY)  ## tests that need a GPU
+	$(BIN)/python -m pytest -m gpu
+
+test-network: $(READY)  ## tests that download Debian packages
+	$(BIN)/python -m pytest -m network
+
+test-long: $(READY)  ## tests that take minutes: the whole quickstart at a small scale
+	$(BIN)/python -m pytest -m long
+
+$(READY): requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet -r requirements.txt
+	touch $@
+
+clean:  ## remove what the quickstart built; keeps the virtual environment
+	rm -rf data/quickstart runs/quickstart

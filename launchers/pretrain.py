@@ -1,0 +1,47 @@
+"""Run a recipe: alignment init, then code-switched pretraining.
+
+    deepspeed launchers/pretrain.py RECIPE.yaml [dotted.key=value ...]                              one node
+    deepspeed --hostfile HOSTS launchers/pretrain.py RECIPE.yaml                                    several nodes
+    srun torchrun --nnodes=N --nproc-per-node=8 ... launchers/pretrain.py RECIPE.yaml               SLURM
+    python launchers/pretrain.py RECIPE.yaml                                                        one process
+
+The run folder gets config.yaml, metrics.jsonl, eval.jsonl, checkpoints/ and at the end model/. The same command again
+goes on where the run stopped.
+"""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prealign_ds.cli import run
+
+
+def main() -> None:
+    """Parse the command line, build the run, train."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("recipe", help="YAML file, see launchers/recipes/")
+    parser.add_argument("overrides", nargs="*", help="dotted.key=value, YAML values")
+    parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    from prealign_ds.config import load_settings
+
+    settings = load_settings(arguments.recipe, arguments.overrides)
+
+    from prealign_ds.training.environment import join_world
+    from prealign_ds.training.loop import train
+    from prealign_ds.training.run import Run
+
+    world = join_world(settings.world_size)
+    logging.basicConfig(
+        level=logging.INFO if world.is_main else logging.WARNING, format="%(asctime)s %(message)s", force=True
+    )
+    logging.getLogger("megatron").setLevel(logging.WARNING)
+    train(Run(settings, world))
+
+
+if __name__ == "__main__":
+    run(main)

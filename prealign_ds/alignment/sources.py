@@ -1,0 +1,162 @@
+"""Readers of translation dictionaries: every format becomes a stream of (word, language, translation, source)."""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from prealign_ds.files import numbered_lines
+
+COMPRESSIONS = (".gz", ".xz", ".zst")
+_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*|clone")
+# Zero-width space, word joiner, byte order mark; marks, embeddings, overrides and isolates of bidirectional text.
+_INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e"))
+_INVISIBLE |= dict.fromkeys(map(ord, "\u2066\u2067\u2068\u2069"))
+# Inside a word these two are spelling (Persian, Indic scripts); at its ends they are left-overs.
+_JOINERS = "\u200c\u200d"
+
+
+class Pair(NamedTuple):
+    """One translation of one source word, and where it was found."""
+
+    word: str
+    language: str
+    translation: str
+    source: str
+
+
+_Found = tuple[str, str, str]
+_Reader = Callable[[str, "str | None"], list[_Found]]
+
+
+def read_pairs(path: str | Path, language: str | None = None, format: str | None = None) -> Iterator[Pair]:
+    """Read a dictionary, best translation first as it stands in the file; ``.gz``, ``.xz`` and ``.zst`` are unpacked.
+
+    Text is brought to Unicode NFC; invisible characters (zero-width spaces, direction marks) and white space around it
+    are removed. Pairs with nothing left on one side are skipped, with a warning that counts them.
+
+    Args:
+        path: The dictionary. The pairs' ``source`` is its file name.
+        language: Language of the translations. Of a file that names languages itself, only this one is read.
+        format: A key of :data:`FORMATS`; None decides by the file's suffix.
+
+    Raises:
+        ValueError: If the format is unknown, or a line does not have it (with file and line).
+    """
+    path = Path(path)
+    reader = FORMATS[_format_of(path) if format is None else _checked_format(path, format)]
+    if language is not None:
+        check_language(language)
+    return _pairs(path, language, reader)
+
+
+def check_language(language: Any) -> str:
+    """``language`` if it is a language code such as ``de`` or ``zh-Hans``, or ``clone``.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
+        raise ValueError(f"language {language!r}: give a code such as de, zh or zh-Hans")
+    return language
+
+
+def clean(text: str) -> str:
+    """``text`` in NFC, without invisible characters, with single spaces inside and none around."""
+    return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split()).strip(_JOINERS + " ")
+
+
+def _pairs(path: Path, language: str | None, reader: _Reader) -> Iterator[Pair]:
+    num_empty = 0
+    for number, line in numbered_lines(path):
+        try:
+            found = reader(line, language)
+            for word, code, translation in found:
+                if language in (None, check_language(code)):
+                    pair = Pair(clean(word), code, clean(translation), path.name)
+                    if pair.word and pair.translation:
+                        yield pair
+                    else:
+                        num_empty += 1
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
+    if num_empty:
+        warnings.warn(f"{path}: skipped {num_empty} pairs with an empty side", stacklevel=2)
+
+
+def _format_of(path: Path) -> str:
+    name = path.name.lower()
+    for suffix in COMPRESSIONS:
+        name = name.removesuffix(suffix)
+    found = {".tsv": "tsv", ".txt": "muse", ".jsonl": "jsonl", ".json": "jsonl"}.get(Path(name).suffix)
+    if found is None:
+        raise ValueError(f"{path}: the name does not show the format; give one of {sorted(FORMATS)}")
+    return found
+
+
+def _checked_format(path: Path, format: str) -> str:
+    if format not in FORMATS:
+        raise ValueError(f"{path}: unknown format {format!r}; give one of {sorted(FORMATS)}")
+    return format
+
+
+def _given(language: str | None) -> str:
+    if language is None:
+        raise ValueError("the line does not name its language; give the file's language, such as FILE:de")
+    return language
+
+
+def _read_muse(line: str, language: str | None) -> list[_Found]:
+    """MUSE: ``word translation``, parted by a space or tab."""
+    fields = [field for field in re.split(r"[ \t]+", line) if field]
+    if len(fields) != 2:
+        raise ValueError(f"expected `word translation`, found {len(fields)} fields; several words in one need tsv")
+    return [(fields[0], _given(language), fields[1])]
+
+
+def _read_tsv(line: str, language: str | None) -> list[_Found]:
+    """``word<TAB>translation``, or ``word<TAB>language<TAB>translation`` and any further columns."""
+    fields = line.split("\t")
+    if len(fields) < 2:
+        raise ValueError("expected `word<TAB>translation` or `word<TAB>language<TAB>translation`, found no tab")
+    if len(fields) == 2:
+        return [(fields[0], _given(language), fields[1])]
+    return [(fields[0], fields[1].strip(), fields[2])]
+
+
+def _read_jsonl(line: str, language: str | None) -> list[_Found]:
+    """An object of one of three shapes, told apart by their keys.
+
+    ``{"word": w, "translations": {language: [t, ...]}}``, and the two of the authors' code: ``{"words": "w $ t $ t"}``
+    and ``{"src_text": w, "tgt_text": t}``.
+    """
+    try:
+        item = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not a JSON object ({error.msg}); write one object a line") from error
+    match item:
+        case {"word": str(word), "translations": dict(by_language)}:
+            return [(word, code, text) for code, texts in by_language.items() for text in _strings(texts, code)]
+        case {"words": str(words)}:
+            word, *texts = words.split("$")
+            if not texts:
+                raise ValueError(f'expected {{"words": "word $ translation $ ..."}}, found no "$" in {words!r}')
+            return [(word, _given(language), text) for text in texts]
+        case {"src_text": str(word), "tgt_text": str(text)}:
+            return [(word, _given(language), text)]
+    raise ValueError('expected an object with "word" and "translations", "words", or "src_text" and "tgt_text"')
+
+
+def _strings(value: Any, key: str) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise ValueError(f"translations.{key}: expected a list of strings, found {value!r}")
+    return value
+
+
+FORMATS: dict[str, _Reader] = {"muse": _read_muse, "tsv": _read_tsv, "jsonl": _read_jsonl}
+"""Formats of :func:`read_pairs`: how one line is read, with the language of a file that has one."""

@@ -1,0 +1,97 @@
+"""The DeepSpeed engine of a stage, and its weights in fp32."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import deepspeed
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from torch import Tensor, nn
+
+from prealign_ds.alignment.stage import JointModel
+from prealign_ds.config import OptimizerSettings
+from prealign_ds.files import read_json
+from prealign_ds.training.plan import StagePlan
+
+_DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
+
+
+def engine_config(path: Path, plan: StagePlan, optimizer: OptimizerSettings) -> dict[str, Any]:
+    """The DeepSpeed configuration: the file's, with the batch arithmetic and the optimizer of the stage.
+
+    Args:
+        path: A JSON file from ``ds_configs/``. Its ``optimizer.params`` may choose an implementation
+            (``torch_adam``, ``adam_w_mode``); numbers come from the recipe.
+        plan: Gives the batch sizes.
+        optimizer: Gives AdamW's numbers and the clipping.
+
+    Raises:
+        ValueError: If the file sets a key that is derived here.
+    """
+    if not path.is_file():
+        raise ValueError(f"deepspeed: {path} does not exist; choose one from ds_configs/")
+    config = read_json(path)
+    for key in _DERIVED:
+        if key in config:
+            raise ValueError(f"{path}: {key} is derived from the recipe; remove it there")
+    choice = config.get("optimizer", {}).get("params", {})
+    return config | {
+        "train_batch_size": plan.batch_samples,
+        "train_micro_batch_size_per_gpu": plan.micro_batch_size,
+        "gradient_accumulation_steps": plan.accumulation_steps,
+        "gradient_clipping": optimizer.gradient_clipping,
+        "steps_per_print": 10**9,
+        "optimizer": {
+            "type": "AdamW",
+            "params": choice
+            | {
+                "lr": optimizer.learning_rate,
+                "betas": list(optimizer.betas),
+                "eps": optimizer.eps,
+                "weight_decay": optimizer.weight_decay,
+            },
+        },
+    }
+
+
+def start_engine(module: JointModel, config: dict[str, Any]) -> Any:
+    """Wrap ``module`` in a DeepSpeed engine; matrices decay, norms and biases do not."""
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    decay = config["optimizer"]["params"]["weight_decay"]
+    groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay, "name": "matrices"},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "name": "vectors"},
+    ]
+    engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=config)
+    return engine
+
+
+def set_learning_rate(engine: Any, value: float) -> None:
+    """Set the learning rate of the next step."""
+    for group in engine.optimizer.param_groups:
+        group["lr"] = value
+
+
+def full_weights(engine: Any, model: nn.Module, keep: bool) -> dict[str, Tensor]:
+    """The model's fp32 master weights, whole, on the CPU; tied weights once. All ranks must call it.
+
+    Args:
+        engine: The DeepSpeed engine.
+        model: The module whose parameter names to use: the language model without its wrapper.
+        keep: Whether this rank wants the weights; others take part in the gathering and get an empty dictionary.
+
+    Raises:
+        RuntimeError: If the optimizer does not give its fp32 weights.
+    """
+    weights = {}
+    for name, parameter in model.named_parameters():
+        full: Tensor | None = safe_get_full_fp32_param(parameter)
+        if full is None:
+            if parameter.dtype != torch.float32:
+                raise RuntimeError(f"{name}: no fp32 weights with this ds_config; use ZeRO 1, 2 or 3 with fp16 or bf16")
+            full = parameter.detach()
+        if keep:
+            weights[name] = full.detach().cpu().clone().float()
+    return weights

@@ -1,0 +1,166 @@
+"""A run, built from its configuration: tokenizer, text, table, stage, model; everything but the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from prealign_ds.alignment.stage import AlignmentStage, JointModel
+from prealign_ds.alignment.table import AlignmentTable
+from prealign_ds.codeswitch.switcher import CodeSwitcher
+from prealign_ds.config import CorpusSettings, RunSettings
+from prealign_ds.corpus.clone import CloneTokens, clone_ids
+from prealign_ds.corpus.tokenizer import load_tokenizer, token_bytes, tokenizer_digest
+from prealign_ds.corpus.tokens import CorpusTokens
+from prealign_ds.evaluation.perplexity import Perplexity, perplexity
+from prealign_ds.model import (
+    align_perfectly,
+    build_model,
+    lm_loss_sum,
+    load_weights,
+    model_config,
+    vocabulary_size,
+)
+from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
+from prealign_ds.training.environment import World
+
+
+class Run:
+    """What the stages of one run share.
+
+    Args:
+        settings: The configuration.
+        world: This process among the ranks.
+
+    Raises:
+        ValueError: If a file is missing, damaged, or does not fit the others.
+    """
+
+    def __init__(self, settings: RunSettings, world: World):
+        self.settings = settings
+        self.world = world
+        self.dir = settings.run_dir
+        self.tokenizer = load_tokenizer(settings.data.tokenizer)
+        self.tokenizer_digest = tokenizer_digest(settings.data.tokenizer)
+        self.vocabulary = vocabulary_size(self.tokenizer, settings.has_clone)
+        self.corpora = [self._open(corpus) for corpus in settings.data.corpora]
+        self.held_out = {corpus.language: self._open(corpus) for corpus in settings.data.held_out}
+        self.model_config = model_config(
+            settings.model, settings.data.sequence_length, self.vocabulary, self.tokenizer
+        )
+        lengths = [len(piece or b"") for piece in token_bytes(self.tokenizer)]
+        self.byte_lengths = np.array(lengths * (2 if settings.has_clone else 1))
+
+    def _open(self, corpus: CorpusSettings) -> CorpusTokens | CloneTokens:
+        tokens = CorpusTokens(corpus.path, corpus.split)
+        tokens.check_tokenizer(self.tokenizer_digest, self.settings.data.tokenizer)
+        return CloneTokens(tokens, clone_ids(self.tokenizer)) if corpus.clone else tokens
+
+    @cached_property
+    def table(self) -> AlignmentTable:
+        """The alignment table, cut to its most frequent share, with its held-out words marked."""
+        assert self.settings.table is not None, "the configuration is checked to have one"
+        table = AlignmentTable.load(self.settings.table.path).top(self.settings.table.top_share)
+        return table.hold_out(self.settings.table.held_out_share, self.settings.seed)
+
+    @property
+    def switch_languages(self) -> list[str]:
+        """Languages that code-switching can draw, for the logs."""
+        return list(self.table.languages) if self.settings.switches else []
+
+    def stream(self, stage: str) -> CodeSwitchedStream:
+        """The samples of a stage; stage 1 reads the same ones as stage 2 would, without switching."""
+        settings = self.settings
+        switcher = None
+        if stage == "pretrain" and settings.switches:
+            switch = settings.codeswitch
+            switcher = CodeSwitcher(self.table, self.tokenizer, switch.mode, switch.language_weights)
+        corpora = [
+            StreamCorpus(
+                corpus.name,
+                corpus.language,
+                tokens,
+                corpus.weight,
+                corpus.language == settings.data.source_language,
+                tokens.digest,
+            )
+            for corpus, tokens in zip(settings.data.corpora, self.corpora, strict=True)
+        ]
+        return CodeSwitchedStream(
+            corpora,
+            settings.data.sequence_length,
+            settings.seed,
+            switcher,
+            settings.codeswitch.ratio,
+            settings.data.blend_block,
+        )
+
+    def fingerprint(self, stream: CodeSwitchedStream) -> str:
+        """Hash of everything that decides the stream's samples."""
+        switched = stream.switcher is not None
+        return stream.fingerprint(
+            tokenizer=self.tokenizer_digest,
+            table=self.table.digest() if switched else None,
+            codeswitch=self.settings.codeswitch.model_dump() if switched else None,
+        )
+
+    def module(self, stage: str) -> JointModel:
+        """The model that a stage starts from: stage 1's result, the weights to start from, or new ones."""
+        settings = self.settings
+        model = self.new_model()
+        if stage == "pretrain" and "align" in settings.stages:
+            load_weights(model, self.dir / "align")
+        alignment = None
+        if stage == "align":
+            alignment = AlignmentStage(self.table, self.tokenizer, settings.align, settings.seed)
+            alignment.layers(settings.model.num_layers + 2)
+        return JointModel(model, self.vocabulary, alignment)
+
+    def new_model(self) -> PreTrainedModel:
+        """The model before any training."""
+        model = build_model(self.model_config, self.settings.model, self.settings.seed)
+        if self.settings.model.perfect_alignment:
+            align_perfectly(model, torch.from_numpy(clone_ids(self.tokenizer)))
+        return model
+
+    def perplexities(self, loss_sum: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Perplexity]:
+        """Perplexity of each held-out language; ``loss_sum`` maps input ids and targets to summed nats."""
+        evaluation = self.settings.evaluation
+        return {
+            language: perplexity(
+                loss_sum,
+                tokens,
+                self.byte_lengths,
+                self.settings.data.sequence_length,
+                evaluation.batch_size,
+                self.world.device,
+                evaluation.max_tokens,
+            )
+            for language, tokens in self.held_out.items()
+        }
+
+    def evaluate(self, folder: Path) -> dict[str, Perplexity]:
+        """Perplexities of a saved model, whole on every rank and in fp32."""
+        model = build_model(self.model_config, self.settings.model, self.settings.seed)
+        load_weights(model, folder)
+        model.to(self.world.device).eval()  # type: ignore[arg-type]
+
+        def loss_sum(inputs: Tensor, targets: Tensor) -> Tensor:
+            return lm_loss_sum(model(input_ids=inputs, use_cache=False).logits, targets, self.vocabulary)
+
+        return self.perplexities(loss_sum)
+
+    def describe(self) -> dict[str, Any]:
+        """What goes beside saved weights."""
+        return {
+            "vocabulary": self.vocabulary,
+            "tokenizer_sha256": self.tokenizer_digest,
+            "settings": self.settings.model_dump(mode="json"),
+        }

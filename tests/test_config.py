@@ -1,0 +1,78 @@
+"""The configuration: strict, complete in its complaints, and the same after a round trip."""
+
+import pytest
+import yaml
+
+from prealign_ds.config import dump_settings, load_settings
+
+MINIMAL = {
+    "run_dir": "runs/x",
+    "deepspeed": "ds_configs/cpu.json",
+    "lm_tokens": "3.5M",
+    "data": {"tokenizer": "tok", "corpora": [{"name": "en", "path": "p", "language": "en"}]},
+    "table": {"path": "t.parquet"},
+}
+
+
+def write(tmp_path, **changes):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(MINIMAL | changes))
+    return path
+
+
+def test_defaults_overrides_and_token_strings(tmp_path):
+    settings = load_settings(
+        write(tmp_path), ["model.num_layers=3", "data.corpora.0.weight=0.5", "pretrain.batch_tokens=1M", "stages=[pretrain]"]
+    )
+    assert settings.lm_tokens == 3_500_000 and settings.pretrain.batch_tokens == 1_000_000
+    assert settings.model.num_layers == 3 and settings.data.corpora[0].weight == 0.5
+    assert settings.stages == ["pretrain"] and settings.codeswitch.ratio == 0.05 and settings.align.temperature == 0.1
+
+
+def test_round_trip(tmp_path):
+    settings = load_settings(write(tmp_path))
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_settings(settings))
+    assert load_settings(again) == settings
+
+
+def test_all_problems_at_once_with_the_nearest_known_key(tmp_path):
+    path = write(tmp_path, modle={}, align={"temprature": 1}, codeswitch={"ratio": 2})
+    with pytest.raises(ValueError) as error:
+        load_settings(path, ["data.corpora.0.langauge=en"])
+    text = str(error.value)
+    assert "4 problem(s)" in text and str(path) in text
+    assert "modle: unknown key; did you mean 'model'?" in text
+    assert "align.temprature: unknown key; did you mean 'temperature'?" in text
+    assert "data.corpora.0.langauge: unknown key; did you mean 'language'?" in text
+    assert "codeswitch.ratio" in text and "found 2" in text
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.num_layers", "write it as dotted.key=value"),
+        ("model.num_layers=many", "model.num_layers: .*found 'many'"),
+        ("data.corpora.7.name=x", "not a key or a place in a list"),
+        ("model.num_heads=7", "num_heads 7 does not divide hidden_size 1024"),
+        ("stages=[pretrain,align]", "stages: "),
+        ("table=null", "table: missing"),
+        ("data.corpora.0.clone=true", "clone: true and language: clone go together"),
+        ("model.perfect_alignment=true", "needs an En-Clone corpus"),
+        ("data.source_language=fr", "no corpus in fr"),
+        ("lm_tokens=lots", "lm_tokens"),
+    ],
+)
+def test_bad_values_are_named(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        load_settings(write(tmp_path), [override])
+
+
+def test_broken_files_are_named(tmp_path):
+    path = tmp_path / "bad.yaml"
+    path.write_text("a: [1")
+    with pytest.raises(ValueError, match=r"bad.yaml: not valid YAML"):
+        load_settings(path)
+    path.write_text("- 1")
+    with pytest.raises(ValueError, match="a recipe is a mapping"):
+        load_settings(path)
