@@ -114,7 +114,9 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                 if line.strip():
                     yield number, line.rstrip("\r\n")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path}:{number + 1}: not UTF-8 text ({error.reason}); convert the file") from error
+            # The line that is read next begins before the block that could not be decoded, which may hold many lines.
+            line_number = number + 1 + error.object.count(b"\n", 0, error.start)
+            raise ValueError(f"{path}:{line_number}: not UTF-8 text ({error.reason}); convert the file") from error
         except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
             raise ValueError(f"{path}:{number + 1}: damaged or cut short ({error}); fetch the file again") from error
 
@@ -158,22 +160,23 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def build_once(done: str | Path, build: Callable[[], None], timeout_s: float = -1) -> None:
+def build_once(done: str | Path, build: Callable[[], None], lock: str | Path | None = None) -> None:
     """Run ``build`` unless the file ``done`` exists; of several processes one builds and the others wait.
 
-    The wait is on a file lock beside ``done``, not on a collective, so that no communication time-out can end it, and
-    the lock of a killed process is free at once. ``build`` must create ``done`` as its last act, atomically.
+    The wait is on a file lock, not on a collective, so that no communication time-out can end it, and the lock of a
+    killed process is free at once. ``build`` must create ``done`` as its last act, atomically.
 
     Args:
         done: The file whose presence says that the build is complete.
         build: Builds everything and then ``done``.
-        timeout_s: Seconds to wait for another process; negative means without limit.
+        lock: The lock file; by default beside ``done``. Name one elsewhere if ``build`` replaces the whole folder.
     """
     done = Path(done)
     if done.exists():
         return
-    done.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(done.with_name(f".{done.name}.lock"), timeout=timeout_s):
+    lock = Path(lock) if lock else done.with_name(f".{done.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
         if not done.exists():
             build()
             if not done.exists():

@@ -72,6 +72,9 @@ def model_config(
     values |= {name: 0.0 for name in _DROPOUTS if hasattr(known, name)}
     if hasattr(known, "num_key_value_heads"):
         values["num_key_value_heads"] = settings.num_heads
+    if hasattr(known, "intermediate_size"):
+        gated = getattr(known, "hidden_act", "gelu") == "silu"  # three matrices of 8/3 H cost what two of 4 H do
+        values["intermediate_size"] = -(-settings.hidden_size * 8 // 3) if gated else 4 * settings.hidden_size
     for key in settings.overrides:
         if not hasattr(known, key):
             raise ValueError(f"model.overrides.{key}: not a configuration key of {settings.architecture}; remove it")

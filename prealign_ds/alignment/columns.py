@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prealign_ds.alignment.sources import check_language
+from prealign_ds.alignment.sources import check_language, parse_json
 from prealign_ds.files import numbered_lines
 
 if TYPE_CHECKING:
@@ -45,12 +45,7 @@ class Names(dict[str, int]):
 
 
 class Columns:
-    """Translations being gathered, eight bytes a column each; every name is stored once.
-
-    Attributes:
-        words, languages, texts, sources: The names.
-        edges: Four rows of numbers: word, language, text and source of each translation.
-    """
+    """Translations being gathered: numbers of eight bytes each, and every name once."""
 
     def __init__(self) -> None:
         self.words, self.languages, self.texts, self.sources = Names(), Names(), Names(), Names()
@@ -65,8 +60,13 @@ class Columns:
         sources.append(self.sources[source])
 
     @property
+    def names(self) -> list[list[str]]:
+        """Words, languages, texts and sources, each in the order of their numbers."""
+        return [list(names) for names in (self.words, self.languages, self.texts, self.sources)]
+
+    @property
     def edges(self) -> np.ndarray:
-        """int64 of shape (4, n)."""
+        """Word, language, text and source of each translation as numbers, int64 of shape (4, n)."""
         return np.stack([np.array(column, dtype=np.int64) for column in self._edges])
 
     def extend(self, names: Sequence[Sequence[str]], edges: np.ndarray) -> None:
@@ -84,9 +84,10 @@ class Columns:
 
 
 class Read(NamedTuple):
-    """A table's file: the translations and, for each of :attr:`Columns.words`, what is known of it."""
+    """A table's file: names and edges as in :class:`Columns` and, for each of the words, what is known of it."""
 
-    columns: Columns
+    names: list[list[str]]
+    edges: np.ndarray
     counts: np.ndarray
     spaced: np.ndarray
     held_out: np.ndarray
@@ -100,7 +101,9 @@ def read_parquet(path: Path) -> Read:
     """
     try:
         file = pq.read_table(path)
-    except pa.ArrowInvalid as error:
+    except FileNotFoundError:
+        raise
+    except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{path}: not a Parquet file ({error}); build the table again") from error
     _check_schema(path, file)
     numbered = {}
@@ -119,9 +122,8 @@ def read_parquet(path: Path) -> Read:
         raise ValueError(f"{path}: word {words[wrong[0]]!r}: {_COUNTS_RULE}")
     held_out = np.zeros(len(words), dtype=bool)
     held_out[word[file["held_out"].to_numpy()]] = True
-    columns = Columns()
-    columns.extend([names for names, _ in numbered.values()], np.stack([codes for _, codes in numbered.values()]))
-    return Read(columns, counts, spaced, held_out)
+    edges = np.stack([numbers for _, numbers in numbered.values()])
+    return Read([names for names, _ in numbered.values()], edges, counts, spaced, held_out)
 
 
 def _check_schema(path: Path, file: pa.Table) -> None:
@@ -162,7 +164,7 @@ def read_jsonl(path: Path) -> Read:
     counts, spaced, held_out = array("q"), array("q"), array("b")
     for number, line in numbered_lines(path):
         with _located(f"{path}:{number}"):
-            entry = _checked_entry(json.loads(line))
+            entry = _checked_entry(parse_json(line))
             if entry["word"] in columns.words:
                 raise ValueError(f"word {entry['word']!r} is there a second time; join its lines")
             for language, texts in entry["translations"].items():
@@ -172,7 +174,7 @@ def read_jsonl(path: Path) -> Read:
             counts.append(entry.get("count", 0))
             spaced.append(entry.get("spaced", 0))
             held_out.append(entry.get("held_out", False))
-    return Read(columns, np.array(counts), np.array(spaced), np.array(held_out, dtype=bool))
+    return Read(columns.names, columns.edges, np.array(counts), np.array(spaced), np.array(held_out, dtype=bool))
 
 
 def _checked_entry(entry: Any) -> dict[str, Any]:

@@ -23,7 +23,7 @@ _SEPARATORS = regex.compile("[\x1c-\x1f]")
 class WordCount(NamedTuple):
     """How often a word occurs, and how many of these occurrences follow white space or begin a text."""
 
-    count: int
+    count: int  # type: ignore[assignment]  # hides tuple.count, which nobody needs here
     spaced: int
 
 

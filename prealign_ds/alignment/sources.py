@@ -46,9 +46,12 @@ def read_pairs(path: str | Path, language: str | None = None, format: str | None
         format: A key of :data:`FORMATS`; None decides by the file's suffix.
 
     Raises:
-        ValueError: If the format is unknown, or a line does not have it (with file and line).
+        ValueError: At once if there is no such file or format; while reading if a line is not of the format, with its
+            number.
     """
     path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: there is no such dictionary file")
     reader = FORMATS[_format_of(path) if format is None else _checked_format(path, format)]
     if language is not None:
         check_language(language)
@@ -64,6 +67,18 @@ def check_language(language: Any) -> str:
     if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
         raise ValueError(f"language {language!r}: give a code such as de, zh or zh-Hans")
     return language
+
+
+def parse_json(line: str) -> Any:
+    """The JSON value that one line holds.
+
+    Raises:
+        ValueError: If it is not valid JSON.
+    """
+    try:
+        return json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"not valid JSON ({error.msg}, column {error.colno}); write one object a line") from error
 
 
 def clean(text: str) -> str:
@@ -135,11 +150,7 @@ def _read_jsonl(line: str, language: str | None) -> list[_Found]:
     ``{"word": w, "translations": {language: [t, ...]}}``, and the two of the authors' code: ``{"words": "w $ t $ t"}``
     and ``{"src_text": w, "tgt_text": t}``.
     """
-    try:
-        item = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"not a JSON object ({error.msg}); write one object a line") from error
-    match item:
+    match parse_json(line):
         case {"word": str(word), "translations": dict(by_language)}:
             return [(word, code, text) for code, texts in by_language.items() for text in _strings(texts, code)]
         case {"words": str(words)}:

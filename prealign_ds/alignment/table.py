@@ -55,6 +55,7 @@ class AlignmentTable:
     dropped: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        """Index the words and their edges."""
         self._place = {word: place for place, word in enumerate(self.words)}
         self._offsets = np.searchsorted(self.edge_word, np.arange(len(self.words) + 1))
 
@@ -93,7 +94,7 @@ class AlignmentTable:
         edges = columns.edges
         kept = edges if counts is None else edges[:, totals[edges[0]] >= minimum_count]
         dropped["not_in_corpus"] += edges.shape[1] - kept.shape[1]
-        table = cls._of(columns, kept, totals, spaced, np.zeros(len(totals), dtype=bool))
+        table = cls._of(columns.names, kept, totals, spaced, np.zeros(len(totals), dtype=bool))
         dropped["duplicate"] = kept.shape[1] - len(table.edge_text)
         return replace(table, dropped=dict(dropped))
 
@@ -109,34 +110,37 @@ class AlignmentTable:
 
     @classmethod
     def _of(
-        cls, columns: Columns, edges: np.ndarray, counts: np.ndarray, spaced: np.ndarray, held_out: np.ndarray
+        cls, names: list[list[str]], edges: np.ndarray, counts: np.ndarray, spaced: np.ndarray, held_out: np.ndarray
     ) -> AlignmentTable:
-        """The table in its one order, without duplicates and unused names; the last three run beside the words."""
+        """The table of :class:`Columns`' names and edges, in its one order, without duplicates and unused names.
+
+        The last three arguments run beside the words.
+        """
         if not edges.size:
             raise ValueError("no translations are left for the alignment table; check the dictionaries and the corpus")
-        for language in columns.languages:
-            check_language(language)
-        words, texts = list(columns.words), list(columns.texts)
-        old = np.unique(edges[0])
-        old = np.array(sorted(old.tolist(), key=lambda place: (-counts[place], words[place])), dtype=np.int64)
-        place = np.empty(len(words), dtype=np.int64)
+        words, codes, texts, dictionaries = names
+        for code in codes:
+            check_language(code)
+        old = np.array(sorted(np.unique(edges[0]).tolist(), key=words.__getitem__))
+        old = old[np.argsort(-counts[old], kind="stable")]
+        place = np.zeros(len(words), dtype=np.int64)
         place[old] = np.arange(len(old))
         word = place[edges[0]]
-        languages, language = _sorted_names(list(columns.languages), edges[1])
+        languages, language = _sorted_names(codes, edges[1])
         groups = np.lexsort((edges[2], language, word))  # stable: the first of equal pairs stays first
         keys = np.stack([word, language, edges[2]])[:, groups]
         first = groups[np.append(True, (keys[:, 1:] != keys[:, :-1]).any(0))]
         order = first[np.lexsort((first, language[first], word[first]))]
-        sources, source = _sorted_names(list(columns.sources), edges[3][order])
+        sources, source = _sorted_names(dictionaries, edges[3][order])
         return cls(
-            words=[words[number] for number in old],
+            words=[words[number] for number in old.tolist()],
             counts=counts[old],
             spaced=spaced[old],
             languages=languages,
             sources=sources,
             edge_word=word[order],
             edge_language=language[order].astype(np.int16),
-            edge_text=[texts[number] for number in edges[2][order]],
+            edge_text=[texts[number] for number in edges[2][order].tolist()],
             edge_source=source.astype(np.int32),
             edge_held_out=held_out[edges[0][order]],
         )
@@ -201,7 +205,8 @@ class AlignmentTable:
     def merge(self, other: AlignmentTable) -> AlignmentTable:
         """Both tables' translations, this one's first; counts, of one corpus, are the greater ones.
 
-        A word that one table holds out is held out.
+        A word that one table holds out is held out. The tables should have their words in the same forms: an entry
+        ``Piano`` of one hides the other's ``piano`` from :meth:`lookup`.
         """
         columns = Columns()
         for table in (self, other):
@@ -217,7 +222,7 @@ class AlignmentTable:
             counts[places[greater]] = table.counts[greater]
             spaced[places[greater]] = table.spaced[greater]
             held_out[places[table.edge_word[table.edge_held_out]]] = 1
-        return self._of(columns, columns.edges, counts, spaced, held_out.astype(bool))
+        return self._of(columns.names, columns.edges, counts, spaced, held_out.astype(bool))
 
     def coverage(self, counts: Mapping[str, WordCount]) -> dict[str, float]:
         """Share of the running words with letters that have a translation, by language and in ``all`` together."""
@@ -259,7 +264,7 @@ class AlignmentTable:
         Raises:
             ValueError: If the suffix is another one.
         """
-        if _suffix(path) == ".parquet":
+        if table_suffix(path) == ".parquet":
             with atomic_write(path, "wb") as handle:
                 write_parquet(self, handle)
         else:
@@ -273,14 +278,18 @@ class AlignmentTable:
         Raises:
             ValueError: If it has no translations or is not such a file, with the line or row.
         """
-        columns, counts, spaced, held_out = (read_parquet if _suffix(path) == ".parquet" else read_jsonl)(Path(path))
-        edges = columns.edges
-        if not edges.size:
+        found = (read_parquet if table_suffix(path) == ".parquet" else read_jsonl)(Path(path))
+        if not found.edges.size:
             raise ValueError(f"{path}: holds no translations; build the table again")
-        return cls._of(columns, edges, counts, spaced, held_out)
+        return cls._of(*found)
 
 
-def _suffix(path: str | Path) -> str:
+def table_suffix(path: str | Path) -> str:
+    """The suffix of a table's file, which decides its format.
+
+    Raises:
+        ValueError: If it is neither ``.parquet`` nor ``.jsonl``.
+    """
     suffix = Path(path).suffix
     if suffix not in (".parquet", ".jsonl"):
         raise ValueError(f"{path}: alignment tables are .parquet or .jsonl files; name it so")

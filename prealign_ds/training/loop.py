@@ -31,10 +31,6 @@ def train(run: Run) -> None:
     """Run every stage of the configuration that is not done yet, and leave the final model in ``run_dir/model``."""
     plans = plan_stages(run.settings, run.world.size)
     check_same_run(run.settings)
-    torch.distributed.barrier()  # all have compared before one writes
-    if run.world.is_main:
-        with atomic_write(run.dir / "config.yaml") as handle:
-            handle.write(dump_settings(run.settings))
     total = sum(plan.num_tokens for plan in plans)
     for plan in plans:
         result = run.dir / ("align" if plan.name == "align" else "model")
@@ -43,7 +39,13 @@ def train(run: Run) -> None:
             continue
         share = 100 * plan.num_tokens / total
         _LOGGER.info("%s: %d steps, %s LM tokens (%.1f %%)", plan.name, plan.num_steps, f"{plan.num_tokens:,}", share)
-        StageLoop(run, plan).fit(result)
+        loop = StageLoop(run, plan)
+        torch.distributed.barrier()  # nothing is written before every rank has found everything in order
+        if run.world.is_main:
+            with atomic_write(run.dir / "config.yaml") as handle:
+                handle.write(dump_settings(run.settings))
+        loop.fit(result)
+        del loop
         gc.collect()
         get_accelerator().empty_cache()
 
@@ -66,11 +68,8 @@ class StageLoop:
         self._flops_per_token = self._count_flops()
         config = engine_config(run.settings.deepspeed, plan, self.settings.optimizer)
         if run.settings.log.tensorboard:
-            config["tensorboard"] = {
-                "enabled": True,
-                "output_path": str(run.dir / "tensorboard"),
-                "job_name": plan.name,
-            }
+            folder = str(run.dir / "tensorboard")
+            config["tensorboard"] = {"enabled": True, "output_path": folder, "job_name": plan.name}
         self.engine = start_engine(self.module, config)
         self.metrics = Series(run.dir / "metrics.jsonl")
         self.evaluations = Series(run.dir / "eval.jsonl")

@@ -67,8 +67,12 @@ class Run:
     def table(self) -> AlignmentTable:
         """The alignment table, cut to its most frequent share, with its held-out words marked."""
         assert self.settings.table is not None, "the configuration is checked to have one"
-        table = AlignmentTable.load(self.settings.table.path).top(self.settings.table.top_share)
-        return table.hold_out(self.settings.table.held_out_share, self.settings.seed)
+        settings = self.settings.table
+        if not settings.path.is_file():
+            raise ValueError(f"table.path: {settings.path}: no such file; build it with tools/build_table.py")
+        return AlignmentTable.load(settings.path).top(settings.top_share).hold_out(
+            settings.held_out_share, self.settings.seed
+        )
 
     @property
     def switch_languages(self) -> list[str]:

@@ -1,0 +1,153 @@
+"""Whole runs through the real launcher: golden losses, ranks, resuming after a kill, and the errors people meet."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from building import build_data, read_lines, write_recipe
+from launching import REPOSITORY, free_port, launch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prealign_ds.files import read_json
+
+GOLDEN = Path(__file__).parent / "golden_losses.json"
+PRETRAIN = "launchers/pretrain.py"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    build_data(folder)
+    write_recipe(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def straight(data):
+    """The recipe on one rank."""
+    launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/straight")
+    return data / "straight"
+
+
+@pytest.fixture(scope="module")
+def two_ranks(data):
+    launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/two")
+    return data / "two"
+
+
+def series(run, key="loss"):
+    return [(record["stage"], record["step"], record[key]) for record in read_lines(run / "metrics.jsonl")]
+
+
+def test_golden_losses_of_twenty_steps(straight):
+    found = series(straight)
+    assert [row[:2] for row in found] == [("align", n) for n in range(1, 11)] + [("pretrain", n) for n in range(1, 11)]
+    if os.environ.get("PREALIGN_WRITE_GOLDEN"):
+        GOLDEN.write_text(json.dumps([round(row[2], 5) for row in found]))
+    assert [row[2] for row in found] == pytest.approx(read_json(GOLDEN), rel=2e-4)
+
+
+def test_the_run_folder_tells_everything(straight):
+    metrics, evaluations = read_lines(straight / "metrics.jsonl"), read_lines(straight / "eval.jsonl")
+    assert len(metrics[0]["alignment_loss"]) == len(metrics[0]["aligned_cosine"]) == 4
+    assert sum(metrics[9]["aligned_cosine"]) > sum(metrics[9]["random_cosine"])
+    assert sum(metrics[9]["alignment_loss"]) < 0.9 * sum(metrics[0]["alignment_loss"])
+    assert 0 < metrics[12]["codeswitch_rate"] < 0.5 and "codeswitch_rate" not in metrics[3]
+    assert [(e["stage"], e["step"], e["tokens"]) for e in evaluations] == [
+        ("align", 5, 1280),
+        ("align", 10, 2560),
+        ("pretrain", 5, 3840),
+        ("pretrain", 10, 5120),
+    ]
+    assert set(evaluations[-1]["perplexity"]) == {"en", "clone"}
+    assert [m["samples"] for m in metrics] == [8 * n for n in range(1, 21)]
+    assert (straight / "config.yaml").is_file() and read_json(straight / "model" / "training.json")["tokens"] == 5120
+    assert sorted(p.name for p in (straight / "checkpoints" / "pretrain").glob("step-*")) == ["step-00000008", "step-00000010"]
+
+
+def test_the_final_model_loads_in_transformers_without_wrapper_names(straight):
+    model = AutoModelForCausalLM.from_pretrained(straight / "model", local_files_only=True)
+    names = load_file(straight / "model" / "model.safetensors")
+    assert all(name.startswith("transformer.") for name in names)
+    assert len(AutoTokenizer.from_pretrained(straight / "model")) == 400 and model.config.vocab_size == 896
+
+
+def test_evaluate_repeats_the_perplexity_of_the_run(straight):
+    launch(2, "launchers/evaluate.py", straight)
+    expected = read_lines(straight / "eval.jsonl")[-1]["perplexity"]
+    found = read_json(straight / "model" / "evaluation.json")
+    assert {language: value["perplexity"] for language, value in found.items()} == pytest.approx(expected, rel=1e-5)
+
+
+def test_losses_do_not_depend_on_the_number_of_ranks(straight, two_ranks):
+    for key in ("loss", "learning_rate", "gradient_norm"):
+        for one, two in zip(series(straight, key), series(two_ranks, key), strict=True):
+            assert two[:2] == one[:2] and two[2] == pytest.approx(one[2], rel=1e-5), key
+    for one, two in zip(read_lines(straight / "metrics.jsonl"), read_lines(two_ranks / "metrics.jsonl"), strict=True):
+        for key in ("codeswitch_rate", "alignment_loss", "aligned_cosine", "random_cosine"):
+            assert (key in one) == (key in two)
+            if key in one:
+                assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6)
+
+
+@pytest.mark.parametrize(("stage", "step"), [("align", 6), ("pretrain", 6)])
+def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stage, step):
+    folder = data / f"killed-{stage}"
+    launcher = [sys.executable, Path(sys.executable).parent / "deepspeed", "--num_gpus", "2"]
+    process = subprocess.Popen(
+        [*launcher, "--master_port", str(free_port()), PRETRAIN, data / "recipe.yaml", f"run_dir={folder}"],
+        cwd=REPOSITORY,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+    while not any(line[:2] == (stage, step) for line in (series(folder) if (folder / "metrics.jsonl").exists() else [])):
+        assert process.poll() is None, "the run ended before it was killed"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    subprocess.run(["pkill", "-9", "-f", f"run_dir={folder}"], check=False)
+    assert not (folder / "model").exists()
+    launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}")
+    assert series(folder) == series(two_ranks)
+    ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (folder, two_ranks))
+    assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_a_finished_run_is_not_done_again(data, straight):
+    before = (straight / "model" / "model.safetensors").stat().st_mtime_ns
+    done = launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={straight}")
+    assert done.stderr.count("already done") + done.stdout.count("already done") == 2
+    assert (straight / "model" / "model.safetensors").stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["model.num_layer=3"], "model.num_layer: unknown key; did you mean 'num_layers'?"),
+        (["world_size=3"], "the configuration asks for 3 ranks, the launcher started 1"),
+        (["run_dir={data}/straight", "seed=6"], "seed: 5 there, 6 now"),
+        (["pretrain.batch_tokens=100"], "is not a multiple of data.sequence_length 32; the nearest are 96 or 128"),
+        (["data.tokenizer={data}"], "no tokenizer.json"),
+        (["data.corpora.0.path={data}/nothing"], "no corpus here"),
+        (["data.corpora.0.split=tran"], "no split 'tran'; the manifest has ['clone', 'train', 'valid']"),
+        (["table.path={data}/none.parquet"], "none.parquet: no such file"),
+        (["deepspeed=ds_configs/none.json"], "ds_configs/none.json does not exist"),
+    ],
+)
+def test_errors_name_the_cause_and_leave_nothing_behind(data, straight, overrides, message):
+    filled = [override.format(data=data) for override in overrides]
+    run_dir = [] if any("run_dir" in override for override in filled) else [f"run_dir={data}/bad"]
+    command = [sys.executable, PRETRAIN, data / "recipe.yaml", *run_dir, *filled]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr
+    assert not (data / "bad").exists(), "no run folder is left by a run that cannot start"

@@ -1,0 +1,80 @@
+"""Build the alignment table: the words of a corpus, and their translations from dictionaries or the clone language.
+
+    python tools/build_table.py --corpus data/en --source en-de.tsv.xz:de --source muse-zh.txt:zh --output table.parquet
+    python tools/build_table.py --corpus data/en --clone --output clone.parquet
+
+Dictionaries: MUSE (.txt), .tsv and .jsonl, also packed as .gz, .xz or .zst (see prealign_ds/alignment/sources.py).
+"""
+
+import argparse
+import itertools
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prealign_ds.alignment.counting import WordCount, count_words
+from prealign_ds.alignment.sources import Pair, read_pairs
+from prealign_ds.alignment.table import AlignmentTable, table_suffix
+from prealign_ds.cli import run
+from prealign_ds.corpus.documents import TextCorpus
+
+UNCOVERED_SHOWN = 20
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--corpus", required=True, help="text corpus of the source language, whose words are counted")
+    parser.add_argument("--splits", nargs="+", default=["train"], help="splits to count (default: train alone)")
+    kind = parser.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--source", action="append", metavar="FILE[:LANG[:FORMAT]]", help="a dictionary; may be repeated")
+    kind.add_argument("--clone", action="store_true", help="En-Clone: every word is translated by its clone")
+    parser.add_argument("--min-count", type=int, default=2, help="leave out words that occur less often (default: 2)")
+    parser.add_argument("--output", required=True, help="the table: .parquet or .jsonl")
+    return parser.parse_args()
+
+
+def pairs_of(source: str) -> Iterator[Pair]:
+    """The pairs of one ``FILE[:LANG[:FORMAT]]``."""
+    path, language, format, *_ = [*source.split(":"), "", ""]
+    return read_pairs(path, language or None, format or None)
+
+
+def report(table: AlignmentTable, counts: Mapping[str, WordCount]) -> str:
+    """What the table holds, and how much of the running text it reaches."""
+    number = Counter(table.edge_language.tolist())
+    pairs = ", ".join(f"{language} {number[place]}" for place, language in enumerate(table.languages))
+    coverage = ", ".join(f"{language} {share:.1%}" for language, share in table.coverage(counts).items())
+    return "\n".join(
+        [
+            f"words: {len(table.words)}",
+            f"pairs: {pairs}",
+            f"pairs left out: {', '.join(f'{reason} {number}' for reason, number in table.dropped.items())}",
+            f"coverage of running words: {coverage}",
+            f"most frequent words without translation: {' '.join(table.uncovered(counts, UNCOVERED_SHOWN)) or 'none'}",
+        ]
+    )
+
+
+def main() -> None:
+    """Count, build, save, report."""
+    arguments = parse_arguments()
+    # What can be wrong with the request is found before the long count.
+    table_suffix(arguments.output)
+    dictionaries = [pairs_of(source) for source in arguments.source or ()]
+    corpus = TextCorpus.open(arguments.corpus)
+    texts = (document.text for split in arguments.splits for document in corpus.documents(split))
+    counts = count_words(texts)
+    if arguments.clone:
+        table = AlignmentTable.clone(counts, arguments.min_count)
+    else:
+        table = AlignmentTable.from_pairs(counts, itertools.chain.from_iterable(dictionaries), arguments.min_count)
+    table.save(arguments.output)
+    print(report(table, counts))
+
+
+if __name__ == "__main__":
+    run(main)
