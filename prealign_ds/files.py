@@ -101,8 +101,12 @@ def open_text(path: str | Path) -> TextIO:
     return open(path, encoding="utf-8-sig")
 
 
-def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
-    """The lines of :func:`open_text` with their numbers from 1, without line ends; empty lines are left out.
+def numbered_lines(path: str | Path, keep_empty: bool = False) -> Iterator[tuple[int, str]]:
+    """The lines of :func:`open_text` with their numbers from 1, without line ends.
+
+    Args:
+        path: The file.
+        keep_empty: Whether lines without a visible character count too.
 
     Raises:
         ValueError: If the file is not UTF-8, or its compressed data is damaged or cut short, with file and line.
@@ -111,7 +115,7 @@ def numbered_lines(path: str | Path) -> Iterator[tuple[int, str]]:
     with open_text(path) as handle:
         try:
             for number, line in enumerate(handle, 1):
-                if line.strip():
+                if keep_empty or line.strip():
                     yield number, line.rstrip("\r\n")
         except UnicodeDecodeError as error:
             # The line that is read next begins before the block that could not be decoded, which may hold many lines.

@@ -17,8 +17,11 @@ from prealign_ds.files import read_json
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # megatron-core warns about every optional accelerator library it does not find
-    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
+    from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
+__all__ = ["MANIFEST_FORMAT", "CorpusTokens", "DType", "IndexedDatasetBuilder"]
+
+MANIFEST_FORMAT = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
 
@@ -39,6 +42,8 @@ class CorpusTokens:
         self.manifest: dict[str, Any] = {}
         if (path / "manifest.json").is_file():
             self.manifest = read_json(path / "manifest.json")
+            if self.manifest.get("format") != MANIFEST_FORMAT or "tokenizer" not in self.manifest:
+                raise ValueError(f"{path}/manifest.json: not that of a tokenized corpus; tokenize the corpus again")
             if split not in self.manifest["splits"]:
                 raise ValueError(
                     f"{path}: no split {split!r}; the manifest has {sorted(self.manifest['splits'])}: "
