@@ -22,9 +22,13 @@ def build_data(folder: Path) -> None:
     texts = {split: [make_text(400, seed + 7 * n) for n in range(number)] for seed, (split, number) in enumerate(
         {"train": 16, "clone": 5, "valid": 2}.items()
     )}  # fmt: skip
-    splits = {split: write_tokens(folder / "tokens" / split, tokenizer, documents) for split, documents in texts.items()}
+    splits = {
+        split: write_tokens(folder / "tokens" / split, tokenizer, documents) for split, documents in texts.items()
+    }
     digest = {"sha256": tokenizer_digest(folder / "tokenizer"), "vocab_size": 400, "eos_id": tokenizer.eos_token_id}
-    write_json(folder / "tokens" / "manifest.json", {"format": 1, "language": "en", "tokenizer": digest, "splits": splits})
+    write_json(
+        folder / "tokens" / "manifest.json", {"format": 1, "language": "en", "tokenizer": digest, "splits": splits}
+    )
     AlignmentTable.clone(count_words(texts["train"], workers=1)).save(folder / "table.parquet")
 
 

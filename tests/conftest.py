@@ -17,9 +17,7 @@ _WORDS = (
     "the piano a well he plays she doesn't don't it's we're house street light old river bank music quiet naïve café "
     "garden window l'eau winter summer people society freedom 1984 12 3 U S tree green don can't"
 ).split()
-_LLAMA3 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
 
 def make_text(num_words: int, seed: int = 0) -> str:
@@ -79,14 +77,21 @@ def sentencepiece_style(vocab_size: int = 600) -> PreTrainedTokenizerFast:
         [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size, special_tokens=["<unk>", "<s>", "</s>", *byte_tokens], limit_alphabet=60, show_progress=False
+        vocab_size=vocab_size,
+        special_tokens=["<unk>", "<s>", "</s>", *byte_tokens],
+        limit_alphabet=60,
+        show_progress=False,
     )
     tokenizer.train_from_iterator([make_text(4000).replace("\n", " ")], trainer)
     description = json.loads(tokenizer.to_str())  # the byte tokens are ordinary ones, as in Llama 2's vocabulary
     description["added_tokens"] = [t for t in description["added_tokens"] if t["content"] not in byte_tokens]
     tokenizer = Tokenizer.from_str(json.dumps(description))
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="</s>", bos_token="<s>", unk_token="<unk>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="</s>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        clean_up_tokenization_spaces=False,
     )
 
 

@@ -22,7 +22,8 @@ def write(tmp_path, **changes):
 
 def test_defaults_overrides_and_token_strings(tmp_path):
     settings = load_settings(
-        write(tmp_path), ["model.num_layers=3", "data.corpora.0.weight=0.5", "pretrain.batch_tokens=1M", "stages=[pretrain]"]
+        write(tmp_path),
+        ["model.num_layers=3", "data.corpora.0.weight=0.5", "pretrain.batch_tokens=1M", "stages=[pretrain]"],
     )
     assert settings.lm_tokens == 3_500_000 and settings.pretrain.batch_tokens == 1_000_000
     assert settings.model.num_layers == 3 and settings.data.corpora[0].weight == 0.5

@@ -5,9 +5,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from prealign_ds.alignment.batches import WordBatches
 from prealign_ds.alignment.representations import word_representations
 from prealign_ds.alignment.rows import TableRows
-from prealign_ds.alignment.batches import WordBatches
 from prealign_ds.alignment.sources import Pair
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import ModelSettings
@@ -54,7 +54,10 @@ def test_representations_are_look_up_raw_blocks_final_norm_and_head_rows(tokeniz
     assert len(batch.groups) == 3, "rows are encoded in groups of similar length"
     blocks = []
     layers = getattr(model.base_model, "h", None) or model.base_model.layers
-    hooks = [layer.register_forward_hook(lambda m, i, o: blocks.append(o[0] if isinstance(o, tuple) else o)) for layer in layers]
+    hooks = [
+        layer.register_forward_hook(lambda m, i, o: blocks.append(o[0] if isinstance(o, tuple) else o))
+        for layer in layers
+    ]
     with torch.no_grad():
         states = word_representations(model, batch)
         for hook in hooks:
@@ -63,7 +66,10 @@ def test_representations_are_look_up_raw_blocks_final_norm_and_head_rows(tokeniz
         for place, (ids, mask) in enumerate(zip(batch.input_ids_rT, batch.mask_rT, strict=True)):
             alone = ids[: int(mask.sum())][None]  # each word alone, without padding
             blocks.clear()
-            hooks = [layer.register_forward_hook(lambda m, i, o: blocks.append(o[0] if isinstance(o, tuple) else o)) for layer in layers]
+            hooks = [
+                layer.register_forward_hook(lambda m, i, o: blocks.append(o[0] if isinstance(o, tuple) else o))
+                for layer in layers
+            ]
             last = model.base_model(input_ids=alone, use_cache=False).last_hidden_state
             for hook in hooks:
                 hook.remove()

@@ -1,11 +1,11 @@
 """Fetch text into a corpus folder; the only step that needs the network.
 
     python tools/fetch_corpus.py mine.txt 'more/*.jsonl.zst' --language en --output data/en/text
-    python tools/fetch_corpus.py debian:debian-handbook:'usr/share/doc/**/de-DE/*.html' --language de --output data/de/text
+    python tools/fetch_corpus.py 'debian:anarchism:usr/share/doc/anarchism/html/*' --language en --output data/en/text
     python tools/fetch_corpus.py hub:uonlp/CulturaX:en --language en --limit-bytes 50e9 --output data/en/text
 
-Kinds of files: txt, md, html, jsonl, parquet, also gz, xz, zst. For gated data sets set HF_TOKEN. The same command again
-goes on after an interruption, and returns at once when all is there.
+Kinds of files: txt, md, html, jsonl, parquet, also gz, xz, zst. For gated data sets set HF_TOKEN. The same command
+again goes on after an interruption, and returns at once when all is there.
 """
 
 import argparse
@@ -22,7 +22,9 @@ from prealign_ds.corpus.fetch import fetch
 def main() -> None:
     """Parse the command line and fetch."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sources", nargs="+", help="files, folders, globs, debian:PACKAGE[:GLOB], hub:DATASET[:CONFIG[:SPLIT]]")
+    parser.add_argument(
+        "sources", nargs="+", help="files, folders, globs, debian:PACKAGE[:GLOB], hub:DATASET[:CONFIG[:SPLIT]]"
+    )
     parser.add_argument("--language", required=True, help="language code")
     parser.add_argument("--output", required=True, help="folder of the corpus")
     parser.add_argument("--splits", default="train=0.98,valid=0.02", help="share of each split, by pages")

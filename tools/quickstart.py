@@ -39,7 +39,7 @@ def prepare(data: Path, corpus: str) -> float:
     python = sys.executable
     seconds = command(
         python, "tools/fetch_corpus.py", corpus, "--language", "en",
-        "--splits", "train=0.86,clone=0.10,valid=0.04", "--output", data / "text",
+        "--splits", "train=0.89,clone=0.06,valid=0.05", "--output", data / "text",
     )  # fmt: skip
     if not (data / "tokenizer").is_dir():
         seconds += command(
@@ -106,12 +106,13 @@ def main() -> None:
 def show(summary: dict, runs: Path) -> None:
     """Print the table."""
     joint, prealign = summary["perplexity"]["joint"], summary["perplexity"]["prealign"]
-    print(f"\nHeld-out perplexity after {summary['tokens']['prealign']:,} LM tokens (both systems, stage 1's included)\n")
+    print(
+        f"\nHeld-out perplexity after {summary['tokens']['prealign']:,} LM tokens (both systems, stage 1's included)\n"
+    )
     print(f"{'':10}{'Joint':>12}{'PreAlign':>12}{'ratio':>10}")
     for language in joint:
-        print(
-            f"{language:10}{joint[language]:12.2f}{prealign[language]:12.2f}{prealign[language] / joint[language]:10.3f}"
-        )
+        ratio = prealign[language] / joint[language]
+        print(f"{language:10}{joint[language]:12.2f}{prealign[language]:12.2f}{ratio:10.3f}")
     print(f"\nWritten to {runs}/summary.json; the logs of each run are in {runs}/*/metrics.jsonl and eval.jsonl.")
 
 

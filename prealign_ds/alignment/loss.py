@@ -35,7 +35,7 @@ class _GatherRows(torch.autograd.Function):
     """All ranks' rows, with gradient: the backward of a gather is a reduce-scatter sum."""
 
     @staticmethod
-    def forward(ctx: Any, local_rH: Tensor, counts: list[int]) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, local_rH: Tensor, counts: list[int]) -> Tensor:
         ctx.counts = counts
         longest = max(counts)
         padded = functional.pad(local_rH, (0, 0, 0, longest - local_rH.shape[0])).contiguous()
@@ -44,7 +44,7 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[:count] for part, count in zip(gathered.split(longest), counts, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad_RH: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad_RH: Tensor) -> tuple[Tensor, None]:
         longest = max(ctx.counts)
         parts = [functional.pad(part, (0, 0, 0, longest - len(part))) for part in grad_RH.split(ctx.counts)]
         own = grad_RH.new_empty(longest, grad_RH.shape[1])

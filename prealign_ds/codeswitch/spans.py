@@ -16,7 +16,7 @@ import regex
 from prealign_ds.words import APOSTROPHES, WORD
 
 CONTEXT = 12
-"""Tokens of context on each side that decide a border: two characters, of at most four bytes each, and what a cut leaves.
+"""Tokens of context on each side that decide a border: two characters of at most four bytes, and what a cut leaves.
 
 A border depends on two characters to either side: ``n`` and ``t`` around an apostrophe.
 """

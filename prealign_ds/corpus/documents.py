@@ -84,7 +84,9 @@ def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
         except json.JSONDecodeError as error:
             raise ValueError(f"{path}:{number}: not JSON ({error}); mend or remove the line") from error
         if not isinstance(record, dict) or not isinstance(record.get(text_key), str):
-            raise ValueError(f"{path}:{number}: expected an object with a string {text_key!r}; choose the key of the text")
+            raise ValueError(
+                f"{path}:{number}: expected an object with a string {text_key!r}; choose the key of the text"
+            )
         yield Document(record[text_key], _page(record, f"{path.name}:{number}"), str(record.get("source", path.name)))
 
 

@@ -69,7 +69,7 @@ def fetch(
             raise ValueError(f"{output}: holds text of another request; choose another folder, or delete it")
         return corpus
     work = output.with_name(f".{output.name}.fetching")
-    state = {"request": digest_of(request), "consumed": 0, "duplicates": 0, "shards": []}
+    state: dict[str, Any] = {"request": digest_of(request), "consumed": 0, "duplicates": 0, "shards": []}
     if (work / _STATE).is_file() and (found := read_json(work / _STATE))["request"] == state["request"]:
         state = found
     else:
@@ -99,7 +99,10 @@ def _write_shards(
         while not ended and written < limit_bytes:
             name = f"documents-{len(state['shards']):05d}.jsonl.zst"
             size = number = 0
-            with atomic_write(work / name, "wb") as raw, zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as out:
+            with (
+                atomic_write(work / name, "wb") as raw,
+                zstandard.ZstdCompressor().stream_writer(raw, closefd=False) as out,
+            ):
                 while size < shard_bytes and written + size < limit_bytes:
                     document = next(documents, None)
                     if document is None:

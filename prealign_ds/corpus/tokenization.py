@@ -113,7 +113,7 @@ def _encoded(
             yield chunk, _encode([document.text for document in chunk])
         return
     with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer_path,)) as pool:
-        under_way = []
+        under_way: list[tuple[list[Document], Any]] = []
         while True:
             for chunk in islice(chunks, 2 * workers - len(under_way)):
                 under_way.append((chunk, pool.apply_async(_encode, ([document.text for document in chunk],))))

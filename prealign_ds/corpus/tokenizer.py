@@ -59,7 +59,7 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerFast:
     path = Path(path)
     if not (path / "tokenizer.json").is_file():
         raise ValueError(
-            f"{path}: no tokenizer.json; give the folder of a fast tokenizer, or train one with tools/train_tokenizer.py"
+            f"{path}: no tokenizer.json; name the folder of a fast tokenizer, or train one (tools/train_tokenizer.py)"
         )
     try:
         tokenizer = PreTrainedTokenizerFast.from_pretrained(path, local_files_only=True)

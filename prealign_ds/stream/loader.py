@@ -81,7 +81,7 @@ def make_loader(
     """A loader of :class:`LMBatch`; workers prepare ahead and change nothing but the waiting."""
     return DataLoader(
         stream,
-        batch_sampler=micro_batches,  # type: ignore[arg-type]
+        batch_sampler=micro_batches,
         num_workers=num_workers,
         collate_fn=collate,
         pin_memory=pin_memory,

@@ -1,7 +1,8 @@
 """Checkpoints that are complete or absent, and models in transformers' format.
 
-DeepSpeed writes its files into a folder; when every rank has written, rank 0 adds ``manifest.json`` by an atomic rename.
-A folder without it is a torn save and is not used. DeepSpeed's files are pickles: load only run folders that you trust.
+DeepSpeed writes its files into a folder; when every rank has written, rank 0 adds ``manifest.json`` by an atomic
+rename. A folder without it is a torn save and is not used. DeepSpeed's files are pickles: load only run folders that
+you trust.
 """
 
 from __future__ import annotations
@@ -104,5 +105,9 @@ def save_model(
     with atomic_folder(folder) as work:
         model.config.save_pretrained(work)
         tokenizer.save_pretrained(work)
-        save_file({name: tensor.contiguous() for name, tensor in weights.items()}, work / "model.safetensors", {"format": "pt"})
+        save_file(
+            {name: tensor.contiguous() for name, tensor in weights.items()},
+            work / "model.safetensors",
+            {"format": "pt"},
+        )
         write_json(work / "training.json", record)

@@ -82,7 +82,7 @@ class StageLoop:
         }
 
     def fit(self, result: Path) -> None:
-        """Train from the newest checkpoint, or the start, to the end of the stage, and save its weights in ``result``."""
+        """Train from the newest checkpoint, or the start, to the end of the stage; save its weights in ``result``."""
         checkpoints = self.run.dir / "checkpoints" / self.plan.name
         step = load_checkpoint(self.engine, checkpoints, self._state)
         if self.run.world.is_main:
@@ -248,7 +248,7 @@ class StageLoop:
         self.engine.destroy()
 
     def _count_flops(self) -> float:
-        """Training FLOPs a token: 6 per non-embedding parameter and LM head, 12 L H S for attention (arXiv 2204.02311, B)."""
+        """Training FLOPs a token: 6 N with the LM head, and 12 L H S for attention (arXiv 2204.02311, appendix B)."""
         model = self.run.settings.model
         length = self.plan.sequence_length
         head = self.run.model_config.vocab_size * model.hidden_size

@@ -91,9 +91,7 @@ def plan_stages(settings: RunSettings, world_size: int) -> list[StagePlan]:
             )
         accumulation = _accumulation(name, batch, stage.micro_batch_size, world_size, length)
         plans.append(
-            StagePlan(
-                name, position, samples // batch, batch, stage.micro_batch_size, accumulation, world_size, length
-            )
+            StagePlan(name, position, samples // batch, batch, stage.micro_batch_size, accumulation, world_size, length)
         )
         position += samples
     return plans

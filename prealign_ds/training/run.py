@@ -52,9 +52,7 @@ class Run:
         self.vocabulary = vocabulary_size(self.tokenizer, settings.has_clone)
         self.corpora = [self._open(corpus) for corpus in settings.data.corpora]
         self.held_out = {corpus.language: self._open(corpus) for corpus in settings.data.held_out}
-        self.model_config = model_config(
-            settings.model, settings.data.sequence_length, self.vocabulary, self.tokenizer
-        )
+        self.model_config = model_config(settings.model, settings.data.sequence_length, self.vocabulary, self.tokenizer)
         lengths = [len(piece or b"") for piece in token_bytes(self.tokenizer)]
         self.byte_lengths = np.array(lengths * (2 if settings.has_clone else 1))
 
@@ -70,8 +68,10 @@ class Run:
         settings = self.settings.table
         if not settings.path.is_file():
             raise ValueError(f"table.path: {settings.path}: no such file; build it with tools/build_table.py")
-        return AlignmentTable.load(settings.path).top(settings.top_share).hold_out(
-            settings.held_out_share, self.settings.seed
+        return (
+            AlignmentTable.load(settings.path)
+            .top(settings.top_share)
+            .hold_out(settings.held_out_share, self.settings.seed)
         )
 
     @property

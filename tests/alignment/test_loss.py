@@ -100,7 +100,13 @@ def slow_loss(states, names_, edges, held_out, temperature):
 
 @pytest.mark.parametrize("held_out", [[], ["house"]])
 def test_loss_equals_two_loops_with_shared_neighbours_and_held_out_pairs_masked(tokenizer, held_out):
-    pairs = [*BANK, ("piano", "de", "Klavier"), ("house", "de", "Klavier"), ("river", "ru", "река"), ("old", "de", "Bank")]
+    pairs = [
+        *BANK,
+        ("piano", "de", "Klavier"),
+        ("house", "de", "Klavier"),
+        ("river", "ru", "река"),
+        ("old", "de", "Bank"),
+    ]
     rows = rows_of(tokenizer, pairs, held_out)
     batch = WordBatches(rows, 10, 3, seed=0).batch(0)
     ids = ids_of(rows, batch)

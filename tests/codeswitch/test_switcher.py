@@ -121,7 +121,9 @@ def test_worked_example_of_the_paper(mode):
 
 
 _TRANSLATION = st.text(st.sampled_from("abKlvierüß你好"), min_size=1, max_size=9)
-_SOURCE = st.sampled_from(["the", "piano", "a", "plays", "don't", "house", ".", '"', "naïve", "old", "we", "river", "12"])
+_SOURCE = st.sampled_from(
+    ["the", "piano", "a", "plays", "don't", "house", ".", '"', "naïve", "old", "we", "river", "12"]
+)
 
 
 @settings(max_examples=150, deadline=None)
@@ -195,7 +197,9 @@ def test_draws_do_not_depend_on_the_window(tokenizer):
 
     whole = switched_offsets(0, 960)
     assert whole > 20
-    assert sum(switched_offsets(start, 40) for start in range(0, 960, 40)) == pytest.approx(whole, abs=10)  # words across a border are not switched
+    assert sum(switched_offsets(start, 40) for start in range(0, 960, 40)) == pytest.approx(
+        whole, abs=10
+    )  # words across a border are not switched
 
 
 def test_realised_rate_and_language_shares(tokenizer):

@@ -69,7 +69,10 @@ def test_the_run_folder_tells_everything(straight):
     assert set(evaluations[-1]["perplexity"]) == {"en", "clone"}
     assert [m["samples"] for m in metrics] == [8 * n for n in range(1, 21)]
     assert (straight / "config.yaml").is_file() and read_json(straight / "model" / "training.json")["tokens"] == 5120
-    assert sorted(p.name for p in (straight / "checkpoints" / "pretrain").glob("step-*")) == ["step-00000008", "step-00000010"]
+    assert sorted(p.name for p in (straight / "checkpoints" / "pretrain").glob("step-*")) == [
+        "step-00000008",
+        "step-00000010",
+    ]
 
 
 def test_the_final_model_loads_in_transformers_without_wrapper_names(straight):
@@ -109,7 +112,9 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stag
         stderr=subprocess.DEVNULL,
         start_new_session=True,
     )
-    while not any(line[:2] == (stage, step) for line in (series(folder) if (folder / "metrics.jsonl").exists() else [])):
+    while not any(
+        line[:2] == (stage, step) for line in (series(folder) if (folder / "metrics.jsonl").exists() else [])
+    ):
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.05)
     os.killpg(process.pid, signal.SIGKILL)

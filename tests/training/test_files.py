@@ -92,5 +92,6 @@ def test_progress_line_is_one_short_line():
         "seconds_left": 3725,
     }
     assert progress_line(record, 10) == (
-        "align 3/10  loss 5.2500  alignment 3.000  cosine 0.600  lr 1.00e-03  12,346 tokens/s  wait 0.1 ms  left 1:02:05"
+        "align 3/10  loss 5.2500  alignment 3.000  cosine 0.600  lr 1.00e-03  12,346 tokens/s  wait 0.1 ms  "
+        "left 1:02:05"
     )

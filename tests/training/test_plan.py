@@ -38,9 +38,15 @@ def test_joint_training_reads_the_same_number_of_samples():
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"pretrain": {"batch_tokens": 1650}}, "not a multiple of data.sequence_length 100; the nearest are 1600 or 1700"),
+        (
+            {"pretrain": {"batch_tokens": 1650}},
+            "not a multiple of data.sequence_length 100; the nearest are 1600 or 1700",
+        ),
         ({"pretrain": {"batch_tokens": 50}}, "the nearest are 100"),
-        ({"pretrain": {"batch_tokens": 1600, "micro_batch_size": 3}}, r"nearest batch_tokens are 1200 or 1800, or .*\[1, 2, 4, 8\]"),
+        (
+            {"pretrain": {"batch_tokens": 1600, "micro_batch_size": 3}},
+            r"nearest batch_tokens are 1200 or 1800, or .*\[1, 2, 4, 8\]",
+        ),
         ({"lm_tokens": 1000}, "too few for the stages"),
     ],
 )
