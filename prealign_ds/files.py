@@ -164,7 +164,9 @@ def digest_of(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
-def build_once(done: str | Path, build: Callable[[], None], lock: str | Path | None = None) -> None:
+def build_once(
+    done: str | Path, build: Callable[[], None], timeout_s: float = -1, lock: str | Path | None = None
+) -> None:
     """Run ``build`` unless the file ``done`` exists; of several processes one builds and the others wait.
 
     The wait is on a file lock, not on a collective, so that no communication time-out can end it, and the lock of a
@@ -173,6 +175,7 @@ def build_once(done: str | Path, build: Callable[[], None], lock: str | Path | N
     Args:
         done: The file whose presence says that the build is complete.
         build: Builds everything and then ``done``.
+        timeout_s: Seconds to wait for another process; negative means without limit.
         lock: The lock file; by default beside ``done``. Name one elsewhere if ``build`` replaces the whole folder.
     """
     done = Path(done)
@@ -180,7 +183,7 @@ def build_once(done: str | Path, build: Callable[[], None], lock: str | Path | N
         return
     lock = Path(lock) if lock else done.with_name(f".{done.name}.lock")
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with FileLock(lock, timeout=timeout_s):
         if not done.exists():
             build()
             if not done.exists():

@@ -17,7 +17,10 @@ _WORDS = (
     "the piano a well he plays she doesn't don't it's we're house street light old river bank music quiet naïve café "
     "garden window l'eau winter summer people society freedom 1984 12 3 U S tree green don can't"
 ).split()
-_LLAMA3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 
 
 def make_text(num_words: int, seed: int = 0) -> str:

@@ -1,0 +1,41 @@
+"""Every shipped recipe and DeepSpeed configuration is parsed, and run where this machine can."""
+
+import pytest
+from conftest import REPOSITORY
+from launching import launch
+
+from prealign_ds.config import load_settings
+from prealign_ds.files import read_json
+from prealign_ds.training.engine import engine_config
+from prealign_ds.training.plan import plan_stages
+
+DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
+RECIPES = sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("config", DS_CONFIGS, ids=lambda path: path.stem)
+def test_every_recipe_fits_every_ds_config(recipe, config):
+    settings = load_settings(recipe, [f"deepspeed={config}"])
+    for plan in plan_stages(settings, settings.world_size or 1):
+        found = engine_config(config, plan, getattr(settings, plan.name).optimizer)
+        assert found["train_batch_size"] == plan.batch_samples and found["optimizer"]["params"]["lr"] > 0
+
+
+def test_every_ds_config_that_a_cpu_can_run_trains_and_gives_fp32_weights(tmp_path):
+    names = [path.name for path in DS_CONFIGS if "fp16" not in path.name]  # a CPU has no fp16 training
+    launch(2, "tests/distributed/worker_ds_configs.py", tmp_path / "losses.json", *names)
+    results = read_json(tmp_path / "losses.json")
+    assert set(results) == set(names)
+    for name, losses in results.items():
+        assert losses == pytest.approx(results["cpu_fp32.json"], rel=0.02), name
+        assert losses[-1] < losses[0] - 0.3, name
+
+
+def test_a_ds_config_with_a_derived_key_is_refused(tmp_path):
+    path = tmp_path / "own.json"
+    path.write_text('{"train_batch_size": 8}')
+    settings = load_settings(RECIPES[0])
+    (plan, *_) = plan_stages(settings, 1)
+    with pytest.raises(ValueError, match=r"own.json: train_batch_size is derived from the recipe; remove it there"):
+        engine_config(path, plan, settings.align.optimizer)
