@@ -66,6 +66,8 @@ def main() -> None:
     table_suffix(arguments.output)
     dictionaries = [pairs_of(source) for source in arguments.source or ()]
     corpus = TextCorpus.open(arguments.corpus)
+    for split in arguments.splits:
+        corpus.check_split(split)
     texts = (document.text for split in arguments.splits for document in corpus.documents(split))
     counts = count_words(texts)
     if arguments.clone:

@@ -43,12 +43,14 @@ class Switched:
         input_ids: int64 of shape (S,).
         targets: int64 of shape (S,): the token that each position predicts, :data:`IGNORED` for none.
         num_words: Words that begin in the sample.
-        num_switched: Of these, how many were replaced, by language.
+        num_drawn: Of these, how many the draw chose; those that the table covers are switched.
+        num_switched: How many were replaced, by language.
     """
 
     input_ids: np.ndarray
     targets: np.ndarray
     num_words: int = 0
+    num_drawn: int = 0
     num_switched: dict[str, int] = field(default_factory=dict)
 
 
@@ -125,8 +127,9 @@ class CodeSwitcher:
         tokens = row[before : before + length + 1].astype(np.int64)
         switches = []
         counts: dict[str, int] = {}
-        for begin, end, draw in zip(places.tolist(), ends.tolist(), bits[places].tolist(), strict=True):
-            if begin < end <= length and (choices := self._choices_of(tokens[begin:end])):
+        words = (places < ends) & (ends <= length)
+        for begin, end, draw in zip(*(part[words].tolist() for part in (places, ends, bits[places])), strict=True):
+            if choices := self._choices_of(tokens[begin:end]):
                 choice = bisect_right(choices.cumulative, (draw & 0xFFFFFFFF) * 2.0**-32)
                 switches.append((begin, end, choices.tokens[choice]))
                 language = choices.languages[choice]
@@ -136,7 +139,7 @@ class CodeSwitcher:
             following = corpus.read(start + length, missing).astype(np.int64)
             inputs = np.concatenate([inputs, following, np.zeros(missing - len(following), dtype=np.int64)])
             targets = np.concatenate([targets, np.full(missing, IGNORED, dtype=np.int64)])
-        return Switched(inputs[:length], targets[:length], int(starts.sum()), counts)
+        return Switched(inputs[:length], targets[:length], int(starts.sum()), int(words.sum()), counts)
 
     def _assemble(self, tokens: np.ndarray, switches: list) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of the whole switched row; ``tokens`` has one more than the inputs, the last target.

@@ -6,10 +6,14 @@ of ordinary token files, and a clone word's encoding is its source word's encodi
 
 from __future__ import annotations
 
-import numpy as np
-from transformers import PreTrainedTokenizerFast
+from typing import TYPE_CHECKING
 
-from prealign_ds.corpus.tokens import CorpusTokens
+import numpy as np
+
+if TYPE_CHECKING:  # counting workers import this module, and shall not wait for these
+    from transformers import PreTrainedTokenizerFast
+
+    from prealign_ds.corpus.tokens import CorpusTokens
 
 CLONE_LANGUAGE = "clone"
 

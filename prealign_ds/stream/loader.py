@@ -22,27 +22,30 @@ class LMBatch:
     Attributes:
         input_ids: int64 of shape (B, S).
         targets: int64 of shape (B, S), already shifted; -100 is ignored.
-        num_words: Words in code-switched text.
-        num_switched: Of these, how many were replaced, by language.
+        counts: ``num_words`` of code-switched text, of these ``num_drawn``, and ``switched.LANGUAGE``.
     """
 
     input_ids: Tensor
     targets: Tensor
-    num_words: int
-    num_switched: Counter[str]
+    counts: Counter[str]
 
     def pin_memory(self) -> LMBatch:
         """Page-locked tensors, for copies that overlap with work on the GPU."""
-        return LMBatch(self.input_ids.pin_memory(), self.targets.pin_memory(), self.num_words, self.num_switched)
+        return LMBatch(self.input_ids.pin_memory(), self.targets.pin_memory(), self.counts)
 
 
 def collate(samples: Sequence[Sample]) -> LMBatch:
     """Stack samples of one length."""
+    counts: Counter[str] = Counter()
+    for sample in samples:
+        counts["num_words"] += sample.num_words
+        counts["num_drawn"] += sample.num_drawn
+        for language, number in sample.num_switched.items():
+            counts[f"switched.{language}"] += number
     return LMBatch(
         torch.from_numpy(np.stack([sample.input_ids for sample in samples])),
         torch.from_numpy(np.stack([sample.targets for sample in samples])),
-        sum(sample.num_words for sample in samples),
-        sum((Counter(sample.num_switched) for sample in samples), Counter()),
+        counts,
     )
 
 

@@ -49,6 +49,7 @@ class Sample:
         targets: int64 of shape (S,), already shifted: the token that each position predicts, or -100.
         language: Language of its corpus.
         num_words: Words that begin in it, if its corpus is code-switched, else 0.
+        num_drawn: Of these, how many the draw chose.
         num_switched: Words replaced, by language.
     """
 
@@ -56,6 +57,7 @@ class Sample:
     targets: np.ndarray
     language: str = ""
     num_words: int = 0
+    num_drawn: int = 0
     num_switched: dict[str, int] = field(default_factory=dict)
 
 
@@ -123,7 +125,7 @@ class CodeSwitchedStream(Dataset):
         ratio = self.ratio(index) if callable(self.ratio) else self.ratio
         key = key_of("switch", self.seed, corpus.name, epoch)
         done = self.switcher(corpus.tokens, start, self.sequence_length, ratio, key)
-        return Sample(done.input_ids, done.targets, corpus.language, done.num_words, done.num_switched)
+        return Sample(done.input_ids, done.targets, corpus.language, done.num_words, done.num_drawn, done.num_switched)
 
     def fingerprint(self, **more: Any) -> str:
         """A hash of all that decides the samples, with ``more`` (table digest, tokenizer digest, switch settings)."""

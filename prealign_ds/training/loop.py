@@ -73,6 +73,8 @@ class StageLoop:
         self.engine = start_engine(self.module, config)
         self.metrics = Series(run.dir / "metrics.jsonl")
         self.evaluations = Series(run.dir / "eval.jsonl")
+        languages = self.run.table.languages if self.stream.switcher else []
+        self._count_names = ["num_words", "num_drawn", *(f"switched.{language}" for language in languages)]
         self._state = {
             "stage": plan.name,
             "fingerprint": run.fingerprint(self.stream),
@@ -166,9 +168,8 @@ class StageLoop:
             self.engine.backward(loss)
             self.engine.step()
             sums.add(log)
-            sums.counts["num_words"] += batch.num_words
-            for language in self.run.switch_languages:
-                sums.counts[f"switched.{language}"] += batch.num_switched[language]
+            for name in self._count_names:
+                sums.counts[name] += batch.counts[name]
         sums.steps += 1
 
     def _log(self, step: int, sums: StepSums) -> None:
@@ -196,10 +197,14 @@ class StageLoop:
         for name in ("alignment_loss", "aligned_cosine", "random_cosine"):
             if name in totals:
                 record[name] = [value / sums.steps / plan.world_size for value in totals[name]]
-        switched = {name.partition(".")[2]: n[0] for name, n in totals.items() if name.startswith("switched.")}
-        if switched and totals["num_words"][0]:
-            record["codeswitch_rate"] = sum(switched.values()) / totals["num_words"][0]
-            record["codeswitch_rate_by_language"] = {n: v / totals["num_words"][0] for n, v in switched.items()}
+        if totals.get("num_words", [0])[0]:
+            words, drawn = totals["num_words"][0], totals["num_drawn"][0]
+            switched = {name.partition(".")[2]: n[0] for name, n in totals.items() if name.startswith("switched.")}
+            coverage = sum(switched.values()) / drawn if drawn else None
+            record["codeswitch_rate"] = sum(switched.values()) / words
+            record["codeswitch_rate_by_language"] = {name: number / words for name, number in switched.items()}
+            record["codeswitch_coverage"] = coverage
+            record["codeswitch_expected_rate"] = coverage and coverage * self.run.settings.codeswitch.ratio
         self.metrics.append(record)
         self._to_monitor(record)
         _LOGGER.info("%s", progress_line(record, plan.num_steps))

@@ -74,11 +74,6 @@ class Run:
             .hold_out(settings.held_out_share, self.settings.seed)
         )
 
-    @property
-    def switch_languages(self) -> list[str]:
-        """Languages that code-switching can draw, for the logs."""
-        return list(self.table.languages) if self.settings.switches else []
-
     def stream(self, stage: str) -> CodeSwitchedStream:
         """The samples of a stage; stage 1 reads the same ones as stage 2 would, without switching."""
         settings = self.settings

@@ -117,7 +117,7 @@ def test_worked_example_of_the_paper(mode):
         "vanilla": ["Ġplays", "Ġthe", "ĠKl", "avier", "Ġwell", "Ġ.", "Ġmore"],
     }
     assert [names[i] for i in done.targets] == expected[mode]
-    assert done.num_switched == {"de": 1} and done.num_words == 6
+    assert done.num_switched == {"de": 1} and done.num_words == 6 and done.num_drawn == 6
 
 
 _TRANSLATION = st.text(st.sampled_from("abKlvierüß你好"), min_size=1, max_size=9)

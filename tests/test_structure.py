@@ -1,0 +1,52 @@
+"""The house rules that a machine can check: import directions, and that the README's commands exist."""
+
+import ast
+import re
+
+import pytest
+from conftest import REPOSITORY
+
+FLOORS = [
+    ("files", "randomness", "words", "cli", "config"),
+    ("corpus",),
+    ("model",),
+    ("alignment",),
+    ("codeswitch",),
+    ("stream",),
+    ("evaluation",),
+    ("training",),
+]
+FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+MODULES = sorted((REPOSITORY / "prealign_ds").rglob("*.py"))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(REPOSITORY)))
+def test_imports_go_one_way(path):
+    own = path.relative_to(REPOSITORY / "prealign_ds").parts[0].removesuffix(".py")
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = [node.module] if isinstance(node, ast.ImportFrom) and node.module else []
+        names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+        for name in names:
+            assert not name.startswith(("launchers", "tools")), name
+            if name.startswith("prealign_ds."):
+                other = name.split(".")[1]
+                assert FLOOR_OF[other] <= FLOOR_OF[own], f"{own} imports {other}, which stands on it"
+
+
+def test_the_commands_of_the_readme_exist():
+    text = (REPOSITORY / "README.md").read_text()
+    targets = set(re.findall(r"^([\w-]+):", (REPOSITORY / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`(?:\w+=\S+ )?make ([\w-]+)`", text)) <= targets
+    for path in set(re.findall(r"(?:tools|launchers)/[\w/]+\.(?:py|yaml)", text)) - {"launchers/recipes/my.yaml"}:
+        assert (REPOSITORY / path).is_file(), path
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+        assert (REPOSITORY / link).exists(), link
+
+
+def test_every_field_of_the_configuration_is_documented():
+    from prealign_ds import config
+
+    for section in vars(config).values():
+        if isinstance(section, type) and issubclass(section, config.Settings) and section is not config.Settings:
+            for name, field in section.model_fields.items():
+                assert field.description, f"{section.__name__}.{name}"
