@@ -295,6 +295,17 @@ class RunSettings(Settings):
         return any(corpus.clone for corpus in self.data.corpora + self.data.held_out)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are truth values: ``off`` is a mode, and ``no`` is Norwegian."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
+
+
 def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSettings:
     """Read a recipe and apply ``dotted.key=value`` overrides, whose values are YAML.
 
@@ -303,7 +314,7 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSe
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
@@ -333,7 +344,7 @@ def _apply(values: Any, override: str) -> None:
         else:
             raise ValueError(f"override {override!r}: {part!r} is not a key or a place in a list")
     try:
-        node[int(last) if isinstance(node, list) else last] = yaml.safe_load(text)
+        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
     except (yaml.YAMLError, ValueError, IndexError) as error:
         raise ValueError(f"override {override!r}: {error}") from error
 

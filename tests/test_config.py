@@ -30,8 +30,15 @@ def test_defaults_overrides_and_token_strings(tmp_path):
     assert settings.stages == ["pretrain"] and settings.codeswitch.ratio == 0.05 and settings.align.temperature == 0.1
 
 
+def test_off_is_a_mode_and_no_is_a_language(tmp_path):
+    settings = load_settings(write(tmp_path), ["codeswitch.mode=off", "data.corpora.0.language=no"])
+    assert settings.codeswitch.mode == "off" and settings.data.corpora[0].language == "no"
+    settings = load_settings(write(tmp_path), ["codeswitch.mode=off", "model.tied_embeddings=false"])
+    assert settings.model.tied_embeddings is False
+
+
 def test_round_trip(tmp_path):
-    settings = load_settings(write(tmp_path))
+    settings = load_settings(write(tmp_path), ["codeswitch.mode=off"])
     again = tmp_path / "again.yaml"
     again.write_text(dump_settings(settings))
     assert load_settings(again) == settings

@@ -23,14 +23,16 @@ from prealign_ds.files import read_json, write_json
 RECIPE = "launchers/recipes/quickstart.yaml"
 DEBIAN_CORPUS = "debian:anarchism:usr/share/doc/anarchism/markdown/*"
 SYSTEMS = {"joint": ["stages=[pretrain]", "codeswitch.mode=off"], "prealign": []}
-TOKENS_BY_HAND = 3_145_728
+FULL_TOKENS = 2_621_440
 
 
 def command(*words: object) -> float:
     """Print and run a command; return its seconds."""
     print("\n$ " + " ".join(str(word) for word in words), flush=True)
     began = time.perf_counter()
-    subprocess.run([str(word) for word in words], check=True)
+    done = subprocess.run([str(word) for word in words], check=False)
+    if done.returncode:
+        raise ValueError(f"the command above ended with code {done.returncode}; its own message says why")
     return time.perf_counter() - began
 
 
@@ -70,35 +72,69 @@ def hardware() -> tuple[list[str], list[str]]:
     return ["--num_gpus", "1"], [f"deepspeed=ds_configs/{'cpu' if bf16 else 'cpu_fp32'}.json"]
 
 
+def estimate(overrides: list[str]) -> float:
+    """Minutes that both runs will take on this CPU, from three steps of the model on random tokens."""
+    import torch
+
+    from prealign_ds.config import load_settings
+    from prealign_ds.corpus.tokenizer import load_tokenizer
+    from prealign_ds.model import build_model, lm_loss_sum, model_config, vocabulary_size
+    from prealign_ds.training.environment import tune_cpu
+    from prealign_ds.training.plan import plan_stages
+
+    settings = load_settings(RECIPE, overrides)
+    tokenizer = load_tokenizer(settings.data.tokenizer)
+    vocabulary = vocabulary_size(tokenizer, clone=True)
+    tune_cpu(local_ranks=1)
+    config = model_config(settings.model, settings.data.sequence_length, vocabulary, tokenizer)
+    model = build_model(config, settings.model, seed=0)
+    rows = torch.randint(0, vocabulary, (settings.pretrain.micro_batch_size, settings.data.sequence_length))
+    bf16 = "torch_autocast" in read_json(settings.deepspeed)
+    for repeat in range(4):
+        if repeat == 1:  # the first step also warms up
+            began = time.perf_counter()
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            lm_loss_sum(model(input_ids=rows, use_cache=False).logits, rows, vocabulary).backward()
+    seconds_per_token = (time.perf_counter() - began) / 3 / rows.numel()
+    steps = plan_stages(settings, 1)[0].num_steps
+    word_tokens = steps * settings.align.words_per_step * 6  # a word has about two forms with a clone each, padded
+    return (2 * settings.lm_tokens + word_tokens) * seconds_per_token / 60
+
+
 def main() -> None:
     """Prepare, train both systems, compare."""
-    began = time.perf_counter()
     scale = float(os.environ.get("SCALE", "1"))
     corpus = os.environ.get("CORPUS", DEBIAN_CORPUS)
     name = "quickstart" if corpus == DEBIAN_CORPUS else f"quickstart-{Path(corpus).name}"
     data, runs = Path("data") / name, Path("runs") / name
-    spent = read_json(runs / "seconds.json") if (runs / "seconds.json").exists() else {}
+    record = runs / f"seconds-{scale:g}.json"
     prepared = prepare(data, corpus)
-    spent.setdefault("prepare", prepared)
+    spent = read_json(record) if record.exists() else {"prepare": prepared}
     launcher, overrides = hardware()
-    overrides += [f"lm_tokens={max(65536, round(TOKENS_BY_HAND * scale))}"]
+    overrides += [f"lm_tokens={max(65536, round(FULL_TOKENS * scale))}"]
     overrides += [f"data.tokenizer={data}/tokenizer", f"table.path={data}/table.parquet"]
     overrides += [f"data.{kind}.{place}.path={data}/tokens" for kind in ("corpora", "held_out") for place in (0, 1)]
-    summary: dict = {"perplexity": {}, "tokens": {}, "seconds": spent}
-    for system, choices in SYSTEMS.items():
-        folder = runs / (system if scale == 1 else f"{system}-scale{scale:g}")
-        fresh = not (folder / "model").is_dir()
-        deepspeed = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"
-        seconds = command(
-            deepspeed, *launcher, "launchers/pretrain.py", RECIPE, f"run_dir={folder}", *overrides, *choices
+    folders = {system: runs / (system if scale == 1 else f"{system}-scale{scale:g}") for system in SYSTEMS}
+    if "cpu" in overrides[0] and not all((folder / "model").is_dir() for folder in folders.values()):
+        minutes = estimate(overrides)
+        print(
+            f"\nBoth runs will take about {minutes:.0f} minutes on this machine; SCALE=0.5 would halve that.",
+            flush=True,
         )
-        if fresh:
-            spent[system] = seconds
-            write_json(runs / "seconds.json", spent)
+    summary: dict = {"perplexity": {}, "tokens": {}, "seconds": spent}
+    deepspeed = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"
+    for system, choices in SYSTEMS.items():
+        folder = folders[system]
+        if not (folder / "model").is_dir():
+            seconds = command(
+                deepspeed, *launcher, "launchers/pretrain.py", RECIPE, f"run_dir={folder}", *overrides, *choices
+            )
+            spent[system] = spent.get(system, 0.0) + seconds
+            write_json(record, spent)
         last = json.loads((folder / "eval.jsonl").read_text().splitlines()[-1])
         summary["perplexity"][system] = last["perplexity"]
         summary["tokens"][system] = last["tokens"]
-    spent["total"] = time.perf_counter() - began
+    spent["total"] = sum(spent[part] for part in ("prepare", *SYSTEMS))
     write_json(runs / "summary.json", summary)
     show(summary, runs)
 
@@ -106,9 +142,8 @@ def main() -> None:
 def show(summary: dict, runs: Path) -> None:
     """Print the table."""
     joint, prealign = summary["perplexity"]["joint"], summary["perplexity"]["prealign"]
-    print(
-        f"\nHeld-out perplexity after {summary['tokens']['prealign']:,} LM tokens (both systems, stage 1's included)\n"
-    )
+    tokens, minutes = summary["tokens"]["prealign"], summary["seconds"]["total"] / 60
+    print(f"\nHeld-out perplexity after {tokens:,} LM tokens each, stage 1's included ({minutes:.1f} minutes in all)\n")
     print(f"{'':10}{'Joint':>12}{'PreAlign':>12}{'ratio':>10}")
     for language in joint:
         ratio = prealign[language] / joint[language]
