@@ -57,7 +57,12 @@ def engine_config(path: Path, plan: StagePlan, optimizer: OptimizerSettings) -> 
 
 
 def start_engine(module: JointModel, config: dict[str, Any]) -> Any:
-    """Wrap ``module`` in a DeepSpeed engine; matrices decay, norms and biases do not."""
+    """Wrap ``module`` in a DeepSpeed engine; matrices decay, norms and biases do not.
+
+    Buffers keep fp32: DeepSpeed casts them with the weights, which turns rotary frequencies into nonsense far from the
+    start (in bf16 an angle at position 1,000 is off by radians).
+    """
+    buffers = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
     decay = config["optimizer"]["params"]["weight_decay"]
     groups = [
@@ -65,6 +70,9 @@ def start_engine(module: JointModel, config: dict[str, Any]) -> Any:
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "name": "vectors"},
     ]
     engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=config)
+    for name, buffer in module.named_buffers():
+        if name in buffers:
+            buffer.data = buffers[name].to(buffer.device)
     return engine
 
 

@@ -261,6 +261,17 @@ def test_the_tools_work_one_after_the_other_and_fail_in_one_line(tmp_path):
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
 
+def test_of_two_processes_one_builds_and_the_other_waits(corpus, tokenizer_folder, tmp_path):
+    command = [sys.executable, "tools/tokenize_corpus.py", "--input", corpus.path, "--tokenizer", tokenizer_folder]
+    both = [
+        subprocess.Popen([*command, "--output", tmp_path / "tokens", "--workers", "1"], cwd=REPOSITORY, text=True,
+                         stdout=subprocess.PIPE) for _ in range(2)
+    ]  # fmt: skip
+    outputs = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0] and outputs[0] == outputs[1] != ""
+    assert sorted(p.name for p in tmp_path.iterdir() if "tokens" in p.name) == [".tokens.lock", "tokens"]
+
+
 @pytest.mark.network
 def test_a_debian_package_is_fetched_without_installing_it(tmp_path):
     corpus = fetch(tmp_path / "text", ["debian:anarchism:usr/share/doc/anarchism/markdown/*"], "en", SPLITS)

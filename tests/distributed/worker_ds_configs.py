@@ -42,8 +42,21 @@ def main():
         assert len(weights) == len(list(model.named_parameters()))
         results[name] = losses
         engine.destroy()
+    check_buffers(tokenizer, plan)
     if world.is_main:
         Path(sys.argv[1]).write_text(json.dumps(results))
+
+
+def check_buffers(tokenizer, plan):
+    """Rotary frequencies are fp32 under bf16, as they were before the engine."""
+    settings = ModelSettings(architecture="llama", num_layers=1, hidden_size=32, num_heads=2)
+    model = build_model(model_config(settings, 16, 400, tokenizer), settings, seed=0)
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+    config = engine_config(Path("ds_configs/zero1_bf16.json"), plan, OptimizerSettings(learning_rate=1e-2))
+    engine = start_engine(JointModel(model, 400), config)
+    assert next(model.parameters()).dtype == torch.bfloat16 and before
+    assert all(torch.equal(buffer.cpu(), before[name]) for name, buffer in model.named_buffers())
+    engine.destroy()
 
 
 if __name__ == "__main__":
