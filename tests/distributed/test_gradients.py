@@ -16,8 +16,7 @@ def results(tmp_path_factory):
     found = {}
     for ranks, accumulation in ((1, 1), (2, 1), (2, 2)):
         output = folder / f"{ranks}-{accumulation}.safetensors"
-        architectures = ["gpt2", "llama", "gpt_neox"] if accumulation == 1 else ["gpt2"]
-        launch(ranks, "tests/distributed/worker_gradients.py", output, accumulation, *architectures)
+        launch(ranks, "tests/distributed/worker_gradients.py", output, accumulation)
         found[ranks, accumulation] = load_file(output)
     return found
 
@@ -35,13 +34,13 @@ def test_losses_and_gradients_equal_those_of_one_rank_with_all_rows(results, run
             reference = results[1, 1][re.sub(r"zero=\d", "zero=0", key)]
             assert relative_difference(value, reference) < 1e-5, key
             compared += 1
-    assert compared > 50
+    assert compared > 20
 
 
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_every_layer_gets_a_gradient_under_every_engine(results, ranks):
     norms = {key: float(value) for key, value in results[ranks, 1].items() if "norm_of_layer" in key}
-    assert len(norms) == 3 * 2 * 2 * 4 * (LAYERS + 2)
+    assert len(norms) == (2 * 2 * 4 + 2 * 2) * (LAYERS + 2)
     assert min(norms.values()) > 1e-6, min(norms, key=norms.get)
 
 

@@ -1,8 +1,9 @@
 """Losses and full gradients of stage 1 under every engine, written to a file; started by the deepspeed launcher.
 
-Usage: worker_gradients.py OUTPUT.safetensors ACCUMULATION [ARCHITECTURE ...]
+Usage: worker_gradients.py OUTPUT.safetensors ACCUMULATION
 """
 
+import itertools
 import sys
 from pathlib import Path
 
@@ -85,20 +86,25 @@ def layer_parts(name, architecture):
 
 
 def main():
-    output, accumulation, architectures = sys.argv[1], int(sys.argv[2]), sys.argv[3:] or ["gpt2"]
+    output, accumulation = sys.argv[1], int(sys.argv[2])
     world = join_world()
     torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = gpt2_style()
     plan = StagePlan("align", 0, 1, SAMPLES, SAMPLES // world.size // accumulation, accumulation, world.size, LENGTH)
     results = {}
-    for architecture in architectures:
-        for tied in (True, False):
-            for checkpointing in (False, True):
-                for zero in (0, 1, 2, 3):
-                    key = f"{architecture}.tied={tied}.checkpointing={checkpointing}.zero={zero}"
-                    results |= run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer)
+    for combination in combinations(accumulation):
+        key = "{}.tied={}.checkpointing={}.zero={}".format(*combination)
+        results |= run_one(key, *combination, plan, world, tokenizer)
     if world.is_main:
         save_file(results, output)
+
+
+def combinations(accumulation):
+    """(architecture, tied, checkpointing, ZeRO stage): all of them for GPT-2, the extremes for the others."""
+    if accumulation > 1:
+        return [("gpt2", False, False, zero) for zero in range(4)]
+    every = [("gpt2", *rest) for rest in itertools.product((True, False), (False, True), range(4))]
+    return every + [(name, False, True, zero) for name in ("llama", "gpt_neox") for zero in (0, 3)]
 
 
 def run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer):
