@@ -1,4 +1,4 @@
-"""Files that are complete or absent: atomic writes, hashes, JSON, and builds that happen once."""
+"""Files that are complete or absent: atomic writes, hashes, and JSON."""
 
 from __future__ import annotations
 
@@ -11,13 +11,12 @@ import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
 import pyarrow
-from filelock import FileLock
 
 _CHUNK = 1 << 22
 
@@ -162,29 +161,3 @@ def sha256_file(path: str | Path) -> str:
 def digest_of(value: Any) -> str:
     """Hex SHA-256 of a JSON-serialisable value; dictionaries compare by content, not by order."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
-
-
-def build_once(
-    done: str | Path, build: Callable[[], None], timeout_s: float = -1, lock: str | Path | None = None
-) -> None:
-    """Run ``build`` unless the file ``done`` exists; of several processes one builds and the others wait.
-
-    The wait is on a file lock, not on a collective, so that no communication time-out can end it, and the lock of a
-    killed process is free at once. ``build`` must create ``done`` as its last act, atomically.
-
-    Args:
-        done: The file whose presence says that the build is complete.
-        build: Builds everything and then ``done``.
-        timeout_s: Seconds to wait for another process; negative means without limit.
-        lock: The lock file; by default beside ``done``. Name one elsewhere if ``build`` replaces the whole folder.
-    """
-    done = Path(done)
-    if done.exists():
-        return
-    lock = Path(lock) if lock else done.with_name(f".{done.name}.lock")
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock, timeout=timeout_s):
-        if not done.exists():
-            build()
-            if not done.exists():
-                raise RuntimeError(f"the build did not create {done}")

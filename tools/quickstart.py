@@ -41,7 +41,7 @@ def prepare(data: Path, corpus: str) -> float:
     python = sys.executable
     seconds = command(
         python, "tools/fetch_corpus.py", corpus, "--language", "en",
-        "--splits", "train=0.89,clone=0.06,valid=0.05", "--output", data / "text",
+        "--splits", "train=0.89,clone=0.06,valid=0.05", "--seed", 1, "--output", data / "text",
     )  # fmt: skip
     if not (data / "tokenizer").is_dir():
         seconds += command(

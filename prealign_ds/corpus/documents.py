@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-import regex
 
-from prealign_ds.files import numbered_lines, open_text, read_json
+from prealign_ds.corpus.markup import html_text, markdown_text
+from prealign_ds.files import numbered_lines, read_json
 from prealign_ds.randomness import key_of, uniform
 
 MANIFEST = "manifest.json"
@@ -23,6 +23,7 @@ PACKED = (".gz", ".xz", ".zst")
 KINDS = (".txt", ".md", ".html", ".htm", ".jsonl", ".parquet")
 _PAGE_KEYS = ("page", "url", "id")
 _DOCUMENT_CHARACTERS, _PAGE_CHARACTERS = 10_000, 50_000
+_PIECE = re.compile(rf"\S.{{0,{_DOCUMENT_CHARACTERS - 1}}}(?!\S)|\S.{{0,{_DOCUMENT_CHARACTERS - 1}}}")  # between words
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ def read_file(path: str | Path, text_key: str = "text") -> Iterator[Document]:
         documents = _read_text(path)
     else:
         text = "\n".join(line for _, line in numbered_lines(path, keep_empty=True))
-        documents = iter([Document((_markdown if kind == ".md" else _html)(text), path.name.split(".")[0], path.name)])
+        documents = iter(
+            [Document((markdown_text if kind == ".md" else html_text)(text), path.name.split(".")[0], path.name)]
+        )
     return (document for document in documents if document.text.strip())
 
 
@@ -87,7 +90,14 @@ def _read_jsonl(path: Path, text_key: str) -> Iterator[Document]:
             raise ValueError(
                 f"{path}:{number}: expected an object with a string {text_key!r}; choose the key of the text"
             )
-        yield Document(record[text_key], _page(record, f"{path.name}:{number}"), str(record.get("source", path.name)))
+        document = Document(
+            record[text_key], _page(record, f"{path.name}:{number}"), str(record.get("source", path.name))
+        )
+        try:
+            f"{document.text}{document.page}{document.source}".encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f"{path}:{number}: half a surrogate pair, which is no character; mend the line") from error
+        yield document
 
 
 def _read_parquet(path: Path, text_key: str) -> Iterator[Document]:
@@ -114,64 +124,15 @@ def _read_text(path: Path) -> Iterator[Document]:
     lines: list[str] = []
     size = characters = 0
     for _, line in numbered_lines(path, keep_empty=True):
-        if not line.strip() and size >= _DOCUMENT_CHARACTERS:
-            yield Document("\n".join(lines).strip(), f"{path.name}#{characters // _PAGE_CHARACTERS}", path.name)
-            characters += size
-            lines, size = [], 0
-        else:
-            lines.append(line)
-            size += len(line) + 1
+        for piece in [line] if len(line) <= _DOCUMENT_CHARACTERS else _PIECE.findall(line):
+            # At an empty line, or in a text that has none at any line.
+            if size >= (_DOCUMENT_CHARACTERS if not piece.strip() else 2 * _DOCUMENT_CHARACTERS):
+                yield Document("\n".join(lines).strip(), f"{path.name}#{characters // _PAGE_CHARACTERS}", path.name)
+                characters += size
+                lines, size = [], 0
+            lines.append(piece)
+            size += len(piece) + 1
     yield Document("\n".join(lines).strip(), f"{path.name}#{characters // _PAGE_CHARACTERS}", path.name)
-
-
-_MARKS = [
-    (regex.compile(r"!?\[([^\]]*)\]\((?:[^()]|\([^()]*\))*\)"), r"\1"),  # links and pictures
-    (regex.compile(r"(?m)^[ \t]*(?:>[ \t]?)+"), ""),  # quotations
-    (regex.compile(r"(?m)^#{1,6}\s+"), ""),  # headings
-    (regex.compile(r"(?<!\w)(\*\*|__|\*|_)(?=\S)(.+?)(?<=\S)\1(?!\w)", regex.DOTALL), r"\2"),  # emphasis
-    (regex.compile(r"\\([\\`*_{}\[\]()#+\-.!>])"), r"\1"),  # escapes
-]
-
-
-def _markdown(text: str) -> str:
-    """Prose without the common marks, one paragraph a line."""
-    for pattern, replacement in _MARKS:
-        text = pattern.sub(replacement, text)
-    paragraphs = (" ".join(part.split()) for part in regex.split(r"\n\s*\n", text))
-    return "\n\n".join(part for part in paragraphs if part)
-
-
-class _TextOfHtml(HTMLParser):
-    _SILENT = frozenset({"script", "style", "head", "template"})
-    _BLOCKS = frozenset("p div br li ul ol h1 h2 h3 h4 h5 h6 table tr blockquote pre section article hr dd dt".split())
-
-    def __init__(self) -> None:
-        super().__init__(convert_charrefs=True)
-        self.parts: list[str] = []
-        self._silent = 0
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self._silent += tag in self._SILENT
-        if tag in self._BLOCKS:
-            self.parts.append("\n\n")
-
-    def handle_endtag(self, tag: str) -> None:
-        if tag in self._SILENT:
-            self._silent = max(0, self._silent - 1)
-        if tag in self._BLOCKS:
-            self.parts.append("\n\n")
-
-    def handle_data(self, data: str) -> None:
-        if not self._silent:
-            self.parts.append(regex.sub(r"\s+", " ", data))
-
-
-def _html(text: str) -> str:
-    parser = _TextOfHtml()
-    parser.feed(text)
-    parser.close()
-    paragraphs = (" ".join(part.split()) for part in "".join(parser.parts).split("\n\n"))
-    return "\n\n".join(part for part in paragraphs if part)
 
 
 def parse_splits(text: str) -> dict[str, float]:
@@ -180,10 +141,12 @@ def parse_splits(text: str) -> dict[str, float]:
     Raises:
         ValueError: If a part is not ``name=share``, or the shares do not sum to 1.
     """
-    try:
-        splits = {name.strip(): float(share) for name, share in (part.split("=") for part in text.split(","))}
-    except ValueError as error:
-        raise ValueError(f"splits {text!r}: write them as train=0.9,valid=0.1") from error
+    splits: dict[str, float] = {}
+    for part in text.split(","):
+        found = re.fullmatch(r"\s*([\w-]+)\s*=\s*([\d.]+)\s*", part)
+        if not found or found[1] in splits:
+            raise ValueError(f"splits {text!r}: {part!r} is not a new NAME=SHARE; write them as train=0.9,valid=0.1")
+        splits[found[1]] = float(found[2])
     return check_splits(splits)
 
 
@@ -245,8 +208,7 @@ class TextCorpus:
         if split is not None:
             self.check_split(split)
         for shard in self.shards:
-            with open_text(shard) as handle:
-                for line in handle:
-                    record = json.loads(line)
-                    if split is None or split_of(record["page"], self.splits, self.seed) == split:
-                        yield Document(record["text"], record["page"], record["source"])
+            for _, line in numbered_lines(shard):
+                record = json.loads(line)
+                if split is None or split_of(record["page"], self.splits, self.seed) == split:
+                    yield Document(record["text"], record["page"], record["source"])

@@ -67,6 +67,10 @@ def fetch(
         corpus = TextCorpus.open(output)
         if corpus.manifest["request"] != digest_of(request):
             raise ValueError(f"{output}: holds text of another request; choose another folder, or delete it")
+        if changed := _changed_files(corpus.manifest["local_files"]):
+            raise ValueError(
+                f"{changed}: changed since {output} was made of it; choose another folder, or delete that one"
+            )
         return corpus
     work = output.with_name(f".{output.name}.fetching")
     state: dict[str, Any] = {"request": digest_of(request), "consumed": 0, "duplicates": 0, "shards": []}
@@ -75,17 +79,34 @@ def fetch(
     else:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    _write_shards(work, state, _documents(sources, text_key, state["consumed"]), limit_bytes or 1 << 62, shard_bytes)
-    if not state["shards"]:
-        shutil.rmtree(work)
-        raise ValueError(f"{', '.join(sources)}: no text found; nothing was written")
+    try:
+        _write_shards(
+            work, state, _documents(sources, text_key, state["consumed"]), limit_bytes or 1 << 62, shard_bytes
+        )
+        if not state["shards"]:
+            raise ValueError(f"{', '.join(sources)}: no text found; nothing was written")
+    finally:
+        if not state["shards"]:
+            shutil.rmtree(work)
     (work / _STATE).unlink()
     total = {key: sum(shard[key] for shard in state["shards"]) for key in ("documents", "bytes")}
-    manifest = {"format": FORMAT, **request, **total, **state}
+    manifest = {"format": FORMAT, **request, **total, **state, "local_files": _local_files(sources)}
     write_json(work / MANIFEST, {key: value for key, value in manifest.items() if key != "consumed"})
     os.replace(work, output)
     fsync_path(output.parent)
     return TextCorpus.open(output)
+
+
+def _local_files(sources: Sequence[str]) -> dict[str, list[int]]:
+    """Size and time of change of the local files among the sources."""
+    files = [file for source in sources if not source.startswith(("debian:", "hub:")) for file in _files_of(source)]
+    return {str(file): [file.stat().st_size, file.stat().st_mtime_ns] for file in files}
+
+
+def _changed_files(known: dict[str, list[int]]) -> str:
+    """Of the files that a corpus was made of, those that are still there and have changed since."""
+    files = [(Path(name), stamp) for name, stamp in known.items() if Path(name).is_file()]
+    return ", ".join(str(f) for f, stamp in files if [f.stat().st_size, f.stat().st_mtime_ns] != stamp)
 
 
 def _write_shards(
@@ -109,6 +130,8 @@ def _write_shards(
                         ended = True
                         break
                     state["consumed"] += 1
+                    if not document.text.strip():
+                        continue
                     if (key := key_of(document.text)) in seen:
                         state["duplicates"] += 1
                         continue
@@ -145,22 +168,24 @@ def _from_files(source: str, text_key: str) -> Iterator[Document]:
     if source.startswith("debian:"):
         _, package, *pattern = source.split(":", 2)
         with _unpacked(package) as folder:
-            pattern = pattern or ["usr/share/doc/**/*"]
-            files = [Path(name) for name in glob.glob(str(folder / pattern[0]), recursive=True)]
-            yield from _read_all(files, source, text_key)
-        return
+            yield from _read_all(_files_of(str(folder / (pattern or ["usr/share/doc/**/*"])[0])), source, text_key)
+    else:
+        yield from _read_all(_files_of(source), source, text_key)
+
+
+def _files_of(source: str) -> list[Path]:
+    """The files of a path, folder or glob that can be read; a path that names one file is taken as it is."""
     path = Path(source)
-    files = [Path(name) for name in glob.glob(source, recursive=True)] if not path.exists() else [path]
-    if path.is_dir():
-        files = [file for file in path.rglob("*") if kind_of(file)]
-    yield from _read_all(files, source, text_key)
+    if path.is_file():
+        return [path]
+    found = path.rglob("*") if path.is_dir() else map(Path, glob.glob(source, recursive=True))
+    return sorted(file for file in found if file.is_file() and kind_of(file))
 
 
 def _read_all(files: Sequence[Path], source: str, text_key: str) -> Iterator[Document]:
-    readable = sorted(file for file in files if file.is_file() and (kind_of(file) or len(files) == 1))
-    if not readable:
+    if not files:
         raise ValueError(f"{source}: no text files here; check the path or the glob")
-    for file in readable:
+    for file in files:
         yield from read_file(file, text_key)
 
 
@@ -197,8 +222,7 @@ def _from_hub(source: str, text_key: str, skip: int) -> Iterator[Document]:
             if text_key not in row:
                 raise ValueError(f"{source}: no column {text_key!r}; it has {', '.join(row)}")
             page = next((str(row[key]) for key in ("url", "id") if row.get(key)), f"{name}:{number}")
-            if str(row[text_key]).strip():
-                yield Document(str(row[text_key]), page, name)
+            yield Document(row[text_key] or "", page, name)
     except (OSError, RuntimeError) as error:
         raise ValueError(
             f"{source}: cannot be read ({type(error).__name__}: {error}); check its name, the network, and for a gated "

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+from collections import deque
 from collections.abc import Iterator
-from itertools import islice
+from concurrent.futures import Future, ProcessPoolExecutor
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from filelock import FileLock
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
 from prealign_ds.corpus.documents import Document, TextCorpus, split_of
 from prealign_ds.corpus.tokenizer import load_tokenizer, tokenizer_digest
-from prealign_ds.corpus.tokens import MANIFEST_FORMAT, DType, IndexedDatasetBuilder
 from prealign_ds.files import atomic_folder, digest_of, read_json, sha256_file, write_json
 
 _CHUNK_CHARACTERS = 1 << 20
+_CHUNKS_WITHOUT_PROCESSES = 4  # starting processes takes longer than encoding these
 _tokenizer: Tokenizer | None = None
 
 
@@ -43,7 +44,12 @@ def tokenize_corpus(
     Raises:
         ValueError: If a split has no documents, or ``output`` holds other tokens.
     """
+    # Not at the head of the file: every worker imports this module, and megatron-core takes seconds and much memory.
+    from prealign_ds.corpus.tokens import MANIFEST_FORMAT, DType
+
     output = Path(output)
+    if workers is not None and workers < 1:
+        raise ValueError(f"workers: {workers}: give 1 or more, or None for one on each core")
     tokenizer = load_tokenizer(tokenizer_path)
     request = {"tokenizer": tokenizer_digest(tokenizer_path), "text": digest_of(text.manifest)}
     output.parent.mkdir(parents=True, exist_ok=True)
@@ -55,7 +61,7 @@ def tokenize_corpus(
             return manifest
         with atomic_folder(output) as work:
             dtype = DType.optimal_dtype(len(tokenizer))
-            splits = _write_splits(work, text, Path(tokenizer_path), tokenizer.eos_token_id, dtype, workers)
+            splits = _write_splits(work, text, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype, workers)
             manifest = {
                 "format": MANIFEST_FORMAT,
                 "language": text.language,
@@ -72,15 +78,17 @@ def tokenize_corpus(
 
 
 def _write_splits(
-    work: Path, text: TextCorpus, tokenizer_path: Path, eos: int, dtype: type, workers: int | None
+    work: Path, text: TextCorpus, tokenizer: Tokenizer, eos: int, dtype: type, workers: int | None
 ) -> dict[str, Any]:
+    from prealign_ds.corpus.tokens import IndexedDatasetBuilder
+
     builders = {split: IndexedDatasetBuilder(str(work / f"{split}.bin"), dtype=dtype) for split in text.splits}
     counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in text.splits}
     progress = tqdm(total=text.manifest["bytes"], unit="B", unit_scale=True, desc="tokens", disable=None)
-    for documents, rows in _encoded(text.documents(), tokenizer_path, workers or len(os.sched_getaffinity(0))):
+    for documents, rows in _encoded(text.documents(), tokenizer.to_str(), workers or len(os.sched_getaffinity(0))):
         for document, row in zip(documents, rows, strict=True):
             split = split_of(document.page, text.splits, text.seed)
-            builders[split].add_document(torch.from_numpy(np.append(row, eos).astype(np.int64)), [len(row) + 1])
+            builders[split].add_document(np.append(row, eos), [len(row) + 1])
             size = len(document.text.encode())
             for key, value in (("documents", 1), ("tokens", len(row) + 1), ("bytes", size)):
                 counts[split][key] += value
@@ -103,24 +111,28 @@ def _write_splits(
 
 
 def _encoded(
-    documents: Iterator[Document], tokenizer_path: Path, workers: int
+    documents: Iterator[Document], tokenizer: str, workers: int
 ) -> Iterator[tuple[list[Document], list[np.ndarray]]]:
     """Chunks of documents with their token ids, in order; at most two chunks a worker are under way."""
     chunks = _chunks(documents)
-    if workers == 1:
-        _start_worker(tokenizer_path)
-        for chunk in chunks:
+    first = list(islice(chunks, _CHUNKS_WITHOUT_PROCESSES + 1))
+    if workers == 1 or len(first) <= _CHUNKS_WITHOUT_PROCESSES:
+        _start_worker(tokenizer)
+        for chunk in chain(first, chunks):
             yield chunk, _encode([document.text for document in chunk])
         return
-    with multiprocessing.get_context("spawn").Pool(workers, _start_worker, (tokenizer_path,)) as pool:
-        under_way: list[tuple[list[Document], Any]] = []
-        while True:
-            for chunk in islice(chunks, 2 * workers - len(under_way)):
-                under_way.append((chunk, pool.apply_async(_encode, ([document.text for document in chunk],))))
-            if not under_way:
-                return
-            chunk, result = under_way.pop(0)
-            yield chunk, result.get()
+    # An executor and not a Pool, which waits without end for a worker that was killed.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,)) as pool:
+        under_way: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
+        for chunk in chain(first, chunks):
+            if len(under_way) >= 2 * workers:
+                done, result = under_way.popleft()
+                yield done, result.result()
+            under_way.append((chunk, pool.submit(_encode, [document.text for document in chunk])))
+        while under_way:
+            done, result = under_way.popleft()
+            yield done, result.result()
 
 
 def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
@@ -136,10 +148,13 @@ def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield chunk
 
 
-def _start_worker(tokenizer_path: Path) -> None:
+def _start_worker(tokenizer: str) -> None:
     global _tokenizer
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _tokenizer = Tokenizer.from_file(str(tokenizer_path / "tokenizer.json"))
+    _tokenizer = Tokenizer.from_str(tokenizer)
+    _tokenizer.no_truncation()
+    _tokenizer.no_padding()
+    _tokenizer.encode_special_tokens = True  # a text that spells the end-of-text token does not end there
 
 
 def _encode(texts: list[str]) -> list[np.ndarray]:

@@ -56,10 +56,17 @@ class CorpusTokens:
             raise ValueError(f"{path}: no corpus here (no manifest.json, no {path.name}.bin/.idx); build it first")
         self.split = split
         self._check_index()
-        self._files = IndexedDataset(str(self.prefix), mmap=True)
-        self._dtype = self._files.index.dtype
-        self._item_bytes = np.dtype(self._dtype).itemsize
-        self.num_tokens = self._check_tokens()
+        index = IndexedDataset(str(self.prefix), mmap=True).index
+        dtype = np.dtype(index.dtype)
+        end = int(index.sequence_pointers[-1]) + int(index.sequence_lengths[-1]) * dtype.itemsize
+        self.num_tokens = self._check_tokens(end, dtype.itemsize)
+        # Not megatron's reader: what it returns outlives its memory map, and then reading it is a segmentation fault.
+        self._tokens = np.memmap(f"{self.prefix}.bin", dtype=dtype, mode="r").view(np.ndarray)
+        self._opened = (path, split)
+
+    def __reduce__(self) -> tuple:
+        """Copies in other processes open the files again."""
+        return CorpusTokens, self._opened
 
     @property
     def num_bytes(self) -> int | None:
@@ -84,9 +91,7 @@ class CorpusTokens:
 
     def read(self, start: int, count: int) -> np.ndarray:
         """Up to ``count`` tokens from ``start``, fewer at the end of the corpus; a read-only view."""
-        start = min(start, self.num_tokens)
-        count = max(0, min(count, self.num_tokens - start))
-        return self._files.bin_reader.read(dtype=self._dtype, count=count, offset=start * self._item_bytes)
+        return self._tokens[start : start + max(0, count)]
 
     def _check_index(self) -> None:
         index = Path(f"{self.prefix}.idx")
@@ -107,13 +112,11 @@ class CorpusTokens:
         if sequences == 0:
             raise ValueError(f"{index}: holds no documents; tokenize a corpus with text")
 
-    def _check_tokens(self) -> int:
-        index = self._files.index
-        end = int(index.sequence_pointers[-1]) + int(index.sequence_lengths[-1]) * self._item_bytes
+    def _check_tokens(self, end: int, item_bytes: int) -> int:
         size = Path(f"{self.prefix}.bin").stat().st_size
         if size != end:
             raise ValueError(f"{self.prefix}.bin: truncated ({size} bytes, {end} expected); tokenize the corpus again")
-        tokens = end // self._item_bytes
+        tokens = end // item_bytes
         said = self.manifest["splits"][self.split]["tokens"] if self.manifest else tokens
         if tokens != said:
             raise ValueError(

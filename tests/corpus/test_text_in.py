@@ -4,6 +4,7 @@ import gzip
 import json
 import lzma
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -87,6 +88,7 @@ def test_a_long_text_file_is_cut_between_paragraphs_into_pages(tmp_path):
         ("a.jsonl", b'{"text": "x"}\n\n{oops\n', r"a.jsonl:3: not JSON"),
         ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 2000)[:-20], r"a.jsonl.gz:\d+: damaged or cut short"),
         ("a.parquet", b"PAR1", r"a.parquet: not a Parquet file"),
+        ("a.jsonl", b'{"text": "\\ud800"}\n', r"a.jsonl:1: half a surrogate pair"),
         ("a.docx", b"x", r"a.docx: unknown kind of file; use .txt, .md"),
         ("a.txt", b" \n", r"no text found; nothing was written"),
     ],
@@ -105,6 +107,8 @@ def test_missing_files_and_bad_splits(tmp_path):
         parse_splits("train=0.9,valid=0.2")
     with pytest.raises(ValueError, match="write them as train=0.9,valid=0.1"):
         parse_splits("train")
+    with pytest.raises(ValueError, match="is not a new NAME=SHARE"):
+        parse_splits("../x=0.5,b=0.5")
     with pytest.raises(ValueError, match="no text corpus here"):
         TextCorpus.open(tmp_path)
 
@@ -115,6 +119,9 @@ def test_splits_keep_pages_whole_and_have_their_shares(corpus):
     assert not {d.page for d in by_split["train"]} & {d.page for d in by_split["valid"]}
     draws = Counter(split_of(f"page {n}", {"a": 0.8, "b": 0.15, "c": 0.05}, 3) for n in range(20_000))
     assert draws["b"] == pytest.approx(3000, rel=0.06) and draws["c"] == pytest.approx(1000, rel=0.1)
+    os.truncate(corpus.shards[0], 2000)
+    with pytest.raises(ValueError, match=r"documents-00000.jsonl.zst:\d+: damaged or cut short"):
+        list(corpus.documents())
     with pytest.raises(ValueError, match="no split 'test'; it has train, valid"):
         next(corpus.documents("test"))
 
@@ -123,6 +130,10 @@ def test_duplicates_limit_and_the_same_request_again(tmp_path):
     path = write_jsonl(tmp_path / "in.jsonl", RECORDS + RECORDS[:5])
     corpus = fetch(tmp_path / "text", [str(path)], "en", SPLITS)
     assert corpus.manifest["duplicates"] == 5 and corpus.manifest["documents"] == 60
+    original = path.read_text()
+    path.write_text(original + json.dumps({"text": "more"}))
+    with pytest.raises(ValueError, match=r"in.jsonl: changed since .*text was made of it"):
+        fetch(tmp_path / "text", [str(path)], "en", SPLITS)
     path.unlink()
     assert fetch(tmp_path / "text", [str(path)], "en", SPLITS).manifest == corpus.manifest
     with pytest.raises(ValueError, match="holds text of another request"):
@@ -218,7 +229,9 @@ def test_damaged_token_files_are_named(corpus, tokenizer_folder, tmp_path, damag
 
 def test_a_bare_megatron_prefix_is_a_corpus_and_clones_are_views(corpus, tokenizer_folder, tmp_path):
     tokenize_corpus(corpus, tokenizer_folder, tmp_path / "tokens", 1)
-    bare = CorpusTokens(tmp_path / "tokens" / "train")
+    view = CorpusTokens(tmp_path / "tokens" / "train").read(0, 100)  # outlives what it was read from
+    bare = pickle.loads(pickle.dumps(CorpusTokens(tmp_path / "tokens" / "train")))
+    assert (view == bare.read(0, 100)).all()
     assert bare.num_bytes is None and bare.num_tokens == CorpusTokens(tmp_path / "tokens").num_tokens
     tokenizer = load_tokenizer(tokenizer_folder)
     clone = CloneTokens(bare, clone_ids(tokenizer))

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from prealign_ds.files import atomic_folder, atomic_write, build_once, read_json, write_json
+from prealign_ds.files import atomic_folder, atomic_write, read_json, write_json
 from prealign_ds.training.checkpoint import complete_checkpoints
 from prealign_ds.training.monitor import Series, progress_line
 
@@ -28,20 +28,6 @@ def test_an_interrupted_folder_leaves_the_old_one_and_nothing_else(tmp_path):
     with atomic_folder(tmp_path / "f") as work:
         (work / "two").write_text("2")
     assert [p.name for p in (tmp_path / "f").iterdir()] == ["two"] and len(list(tmp_path.iterdir())) == 1
-
-
-def test_build_once_builds_once_and_insists_on_the_result(tmp_path):
-    calls = []
-
-    def build():
-        calls.append(1)
-        (tmp_path / "done").write_text("")
-
-    build_once(tmp_path / "done", build)
-    build_once(tmp_path / "done", build)
-    assert calls == [1]
-    with pytest.raises(RuntimeError, match="did not create"):
-        build_once(tmp_path / "never", lambda: None)
 
 
 def test_bad_json_is_named(tmp_path):
