@@ -31,7 +31,7 @@ def main() -> None:
     if not folder.is_dir():
         raise ValueError(f"{folder}: no model here; finish the run, or name one with --model")
 
-    from prealign_ds.config import load_settings
+    from prealign_ds.recipe import load_settings
 
     settings = load_settings(config, arguments.overrides)
 

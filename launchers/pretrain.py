@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
 
-    from prealign_ds.config import load_settings
+    from prealign_ds.recipe import load_settings
 
     settings = load_settings(arguments.recipe, arguments.overrides)
 

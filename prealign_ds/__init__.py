@@ -9,7 +9,7 @@ The folders follow the method (arXiv 2407.16222) in one direction; a lower one n
 5. ``training``    model, DeepSpeed engine, loop, checkpoints
 6. ``evaluation``  perplexity per language
 
-``config`` describes a run; ``launchers/`` and ``tools/`` only parse, build and call.
+``config`` describes a run, ``recipe`` reads it from YAML; ``launchers/`` and ``tools/`` only parse, build and call.
 """
 
 __version__ = "0.1.0"

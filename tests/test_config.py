@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from prealign_ds.config import dump_settings, load_settings
+from prealign_ds.recipe import dump_settings, load_settings
 
 MINIMAL = {
     "run_dir": "runs/x",

@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = [
-    ("files", "randomness", "words", "cli", "config"),
+    ("files", "randomness", "words", "cli", "config", "recipe"),
     ("corpus",),
     ("model",),
     ("alignment",),

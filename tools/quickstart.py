@@ -76,9 +76,9 @@ def estimate(overrides: list[str]) -> float:
     """Minutes that both runs will take on this CPU, from three steps of the model on random tokens."""
     import torch
 
-    from prealign_ds.config import load_settings
     from prealign_ds.corpus.tokenizer import load_tokenizer
     from prealign_ds.model import build_model, lm_loss_sum, model_config, vocabulary_size
+    from prealign_ds.recipe import load_settings
     from prealign_ds.training.environment import tune_cpu
     from prealign_ds.training.plan import plan_stages
 

@@ -59,19 +59,12 @@ def fetch(
         ValueError: If a source cannot be read, holds no text, or ``output`` holds something else.
     """
     output = Path(output)
-    request = {
+    request: dict[str, Any] = {
         "sources": list(sources), "language": language, "splits": check_splits(splits), "seed": seed,
         "limit_bytes": limit_bytes, "text_key": text_key, "shard_bytes": shard_bytes,
     }  # fmt: skip
     if output.exists():
-        corpus = TextCorpus.open(output)
-        if corpus.manifest["request"] != digest_of(request):
-            raise ValueError(f"{output}: holds text of another request; choose another folder, or delete it")
-        if changed := _changed_files(corpus.manifest["local_files"]):
-            raise ValueError(
-                f"{changed}: changed since {output} was made of it; choose another folder, or delete that one"
-            )
-        return corpus
+        return _same_corpus(output, request)
     work = output.with_name(f".{output.name}.fetching")
     state: dict[str, Any] = {"request": digest_of(request), "consumed": 0, "duplicates": 0, "shards": []}
     if (work / _STATE).is_file() and (found := read_json(work / _STATE))["request"] == state["request"]:
@@ -95,6 +88,16 @@ def fetch(
     os.replace(work, output)
     fsync_path(output.parent)
     return TextCorpus.open(output)
+
+
+def _same_corpus(output: Path, request: dict[str, Any]) -> TextCorpus:
+    """The corpus that is there already, if it is the one that is asked for."""
+    corpus = TextCorpus.open(output)
+    if corpus.manifest["request"] != digest_of(request):
+        raise ValueError(f"{output}: holds text of another request; choose another folder, or delete it")
+    if changed := _changed_files(corpus.manifest["local_files"]):
+        raise ValueError(f"{changed}: changed since {output} was made of it; choose another folder, or delete that one")
+    return corpus
 
 
 def _local_files(sources: Sequence[str]) -> dict[str, list[int]]:

@@ -12,10 +12,11 @@ from typing import Any
 import torch
 from deepspeed.accelerator import get_accelerator
 
-from prealign_ds.config import StageSettings, check_same_run, dump_settings
+from prealign_ds.config import StageSettings
 from prealign_ds.files import atomic_write
 from prealign_ds.model import num_parameters
 from prealign_ds.randomness import key_of
+from prealign_ds.recipe import check_same_run, dump_settings
 from prealign_ds.stream.loader import LMBatch, MicroBatches, make_loader
 from prealign_ds.training.checkpoint import load_checkpoint, save_checkpoint, save_model
 from prealign_ds.training.engine import engine_config, full_weights, set_learning_rate, start_engine

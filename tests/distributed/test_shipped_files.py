@@ -7,8 +7,8 @@ import pytest
 from conftest import REPOSITORY
 from launching import launch
 
-from prealign_ds.config import load_settings
 from prealign_ds.files import read_json
+from prealign_ds.recipe import load_settings
 from prealign_ds.training.engine import engine_config
 from prealign_ds.training.plan import plan_stages
 

@@ -1,0 +1,128 @@
+"""Recipes: the configuration of a run as YAML with dotted overrides, all problems reported at once."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from prealign_ds.config import RunSettings, Settings
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which only true and false are truth values: ``off`` is a mode, and ``no`` is Norwegian."""
+
+
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != "tag:yaml.org,2002:bool"]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|false)$"), list("tf"))
+
+
+def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSettings:
+    """Read a recipe and apply ``dotted.key=value`` overrides, whose values are YAML.
+
+    Raises:
+        ValueError: With every problem of the file and the overrides, each on a line of its own.
+    """
+    path = Path(path)
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: a recipe is a mapping of keys to values; found {type(values).__name__}")
+    for override in overrides or []:
+        _apply(values, override)
+    try:
+        return RunSettings.model_validate(values)
+    except ValidationError as error:
+        lines = [_explain(problem) for problem in error.errors()]
+        raise ValueError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
+
+
+def _apply(values: Any, override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise ValueError(f"override {override!r}: write it as dotted.key=value")
+    *parents, last = key.split(".")
+    node = values
+    for part in parents:
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict):
+            if not isinstance(node.get(part), (dict, list)):
+                node[part] = {}
+            node = node[part]
+        else:
+            raise ValueError(f"override {override!r}: {part!r} is not a key or a place in a list")
+    try:
+        node[int(last) if isinstance(node, list) else last] = yaml.load(text, _Loader)
+    except (yaml.YAMLError, ValueError, IndexError) as error:
+        raise ValueError(f"override {override!r}: {error}") from error
+
+
+def _explain(problem: Any) -> str:
+    where = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), 1, 0.4)
+        return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "missing":
+        return f"{where}: missing; give it a value"
+    shown = "" if problem["type"] == "value_error" else f" (found {problem['input']!r})"
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _known_keys(location: tuple[Any, ...]) -> list[str]:
+    section: Any = RunSettings
+    for part in location:
+        if isinstance(part, int):
+            continue
+        section = _section_of(section.model_fields[part].annotation)
+    return list(section.model_fields)
+
+
+def _section_of(annotation: Any) -> Any:
+    if isinstance(annotation, type) and issubclass(annotation, Settings):
+        return annotation
+    return next(_section_of(part) for part in annotation.__args__ if part is not type(None))
+
+
+def dump_settings(settings: RunSettings) -> str:
+    """The resolved configuration as YAML, every key with its value."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+_MAY_CHANGE = ("run_dir", "world_size", "deepspeed", "evaluation", "checkpoint", "log", "data.num_workers")
+
+
+def check_same_run(settings: RunSettings) -> None:
+    """Raise ValueError if ``run_dir`` holds a run with other settings, of those that decide its results."""
+    path = settings.run_dir / "config.yaml"
+    if not path.is_file():
+        return
+    old, new = _flat(load_settings(path)), _flat(settings)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
+    changed = [key for key in changed if not key.startswith(_MAY_CHANGE) and not key.endswith("micro_batch_size")]
+    if changed:
+        shown = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed[:10])
+        raise ValueError(
+            f"{settings.run_dir}: holds a run with other settings:\n{shown}\n"
+            "choose another run_dir, or delete that folder to start again"
+        )
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(value, BaseModel):
+        value = value.model_dump(mode="json")
+    if isinstance(value, list):
+        value = {str(place): item for place, item in enumerate(value)}
+    if not isinstance(value, dict):
+        return {prefix: value}
+    return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
