@@ -95,7 +95,8 @@ def build_model(config: Any, settings: ModelSettings, seed: int) -> PreTrainedMo
     if settings.start_from is not None:
         load_weights(model, settings.start_from)
     if settings.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+        enable({"use_reentrant": False})  # reentrant recomputation would fire ZeRO's gradient hooks several times
     return cast(PreTrainedModel, model.float())
 
 

@@ -15,6 +15,10 @@ from torch.nn import functional
 
 from prealign_ds.alignment.batches import WordBatch
 
+# torch renamed both; the old names still work and warn at every start.
+_all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+_reduce_scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+
 
 @dataclass
 class LayerAlignment:
@@ -40,7 +44,7 @@ class _GatherRows(torch.autograd.Function):
         longest = max(counts)
         padded = functional.pad(local_rH, (0, 0, 0, longest - local_rH.shape[0])).contiguous()
         gathered = padded.new_empty(len(counts) * longest, padded.shape[1])
-        dist.all_gather_into_tensor(gathered, padded)
+        _all_gather(gathered, padded)
         return torch.cat([part[:count] for part, count in zip(gathered.split(longest), counts, strict=True)])
 
     @staticmethod
@@ -48,7 +52,7 @@ class _GatherRows(torch.autograd.Function):
         longest = max(ctx.counts)
         parts = [functional.pad(part, (0, 0, 0, longest - len(part))) for part in grad_RH.split(ctx.counts)]
         own = grad_RH.new_empty(longest, grad_RH.shape[1])
-        dist.reduce_scatter_tensor(own, torch.cat(parts).contiguous())
+        _reduce_scatter(own, torch.cat(parts).contiguous())
         return own[: ctx.counts[dist.get_rank()]], None
 
 
