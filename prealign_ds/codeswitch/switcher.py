@@ -100,7 +100,7 @@ class CodeSwitcher:
         self._encode = FragmentEncoder(tokenizer)
         self._words = WordFinder(self._encode.pieces)
         self._clone_ids = clone_ids(tokenizer)
-        self._choices: dict[bytes, _Choices | None] = {}
+        self._choices: dict[bytes, _Choices] = {}
 
     def __call__(self, corpus: TokenRow, start: int, length: int, ratio: float, key: int) -> Switched:
         """Switch the sample that owns the tokens ``start .. start + length`` (the last one as a target only).
@@ -164,9 +164,11 @@ class CodeSwitcher:
 
     def _choices_of(self, tokens: np.ndarray) -> _Choices | None:
         spelling = tokens.tobytes()
-        if spelling not in self._choices:
-            self._choices[spelling] = self._find_choices(tokens)
-        return self._choices[spelling]
+        choices = self._choices.get(spelling)
+        # Words without a translation are not remembered: the table bounds memory, the corpus does not.
+        if choices is None and (choices := self._find_choices(tokens)):
+            self._choices[spelling] = choices
+        return choices
 
     def _find_choices(self, tokens: np.ndarray) -> _Choices | None:
         space, word = split_leading_space(self._words.text(tokens))
