@@ -4,9 +4,13 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from conftest import make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from prealign_ds.alignment.sources import Pair
+from prealign_ds.alignment.table import AlignmentTable
+from prealign_ds.codeswitch.switcher import CodeSwitcher
 from prealign_ds.randomness import KeyedPermutation, mix, mix_array
 from prealign_ds.stream.blend import Blend
 from prealign_ds.stream.loader import MicroBatches, make_loader
@@ -110,6 +114,41 @@ def test_the_same_samples_for_any_ranks_workers_batches_and_run_lengths():
     assert flatten(make_stream(), 4, 24, 3, 2, 0) == expected
     assert flatten(make_stream(), 5, 8, 2, 4, 0) == expected[:40]
     assert flatten(make_stream(), 7, 8, 8, 1, 0, first=40) == expected[40:]
+
+
+@pytest.mark.parametrize("mode", ["input_only", "vanilla"])
+def test_code_switched_samples_are_as_pure(tokenizer, mode):
+    words = "the a he plays piano old river music house we".split()
+    table = AlignmentTable.from_pairs(None, [Pair(w, "de", w[::-1] + end, "t") for w in words for end in ("x", "yz")])
+    tokens = np.array(tokenizer.encode(make_text(900), add_special_tokens=False))
+
+    def build():  # a new switcher each time: its memory of words must not matter
+        corpora = [
+            StreamCorpus("en", "en", Row(tokens), 2, True, "e"),
+            StreamCorpus("de", "de", Row(tokens[:200]), 1, False, "d"),
+        ]
+        return CodeSwitchedStream(corpora, 16, 3, CodeSwitcher(table, tokenizer, mode), 0.5)
+
+    def rows(batches):
+        return [
+            (tuple(x), tuple(y)) for b in batches for x, y in zip(b.input_ids.tolist(), b.targets.tolist(), strict=True)
+        ]
+
+    stream = build()
+    number = 3 * (len(tokens) // 16) // 6 * 6  # more than one epoch of both
+    expected = [
+        (tuple(s.input_ids.tolist()), tuple(s.targets.tolist())) for s in map(stream.__getitem__, range(number))
+    ]
+    assert {stream.locate(k)[1] for k in range(number) if stream.locate(k)[0].name == "en"} >= {0, 1}
+    assert sum(sum(stream[k].num_switched.values()) for k in range(number)) > 100
+    for world, micro, workers in ((1, 6, 0), (2, 3, 0), (2, 1, 4), (3, 2, 0)):
+        shares = [
+            list(make_loader(build(), MicroBatches(0, number // 6, 6, micro, rank, world), workers))
+            for rank in range(world)
+        ]
+        assert rows(b for step in zip(*shares, strict=True) for b in step) == expected
+    first, again = (next(k for k in range(number) if stream.locate(k) == (stream.corpora[0], e, 32)) for e in (0, 1))
+    assert expected[first] != expected[again], "another epoch draws anew"
 
 
 def test_order_of_access_changes_nothing():
