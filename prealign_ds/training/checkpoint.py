@@ -23,7 +23,9 @@ _LOGGER = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
 
 
-def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any], keep: int) -> None:
+def save_checkpoint(
+    engine: Any, folder: Path, step: int, state: dict[str, Any], record: dict[str, Any], keep: int
+) -> None:
     """Save the engine at ``folder/step-NNNNNNNN``, whole or not at all. All ranks must call it.
 
     Args:
@@ -31,6 +33,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
         folder: Holds one stage's checkpoints.
         step: Optimizer steps done.
         state: What a resumed run must find unchanged, as JSON (fingerprint, world size, ...).
+        record: What else to keep in the manifest, as JSON (settings, ...).
         keep: The newest complete checkpoints to keep; older ones are deleted after this one is complete.
     """
     tag = f"step-{step:08d}"
@@ -42,7 +45,7 @@ def save_checkpoint(engine: Any, folder: Path, step: int, state: dict[str, Any],
             for path in sorted((folder / tag).rglob("*"))
             if path.is_file() and path.name != _MANIFEST
         }
-        write_json(folder / tag / _MANIFEST, {"step": step, "files": files, **state})
+        write_json(folder / tag / _MANIFEST, {"step": step, "files": files, **state, **record})
         for old in complete_checkpoints(folder)[:-keep]:
             shutil.rmtree(old)
     dist.barrier()

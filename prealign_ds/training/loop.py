@@ -103,7 +103,8 @@ class StageLoop:
             if self._due(step, self.run.settings.evaluation.every_tokens):
                 self._evaluate(step)
             if self._due(step, self.run.settings.checkpoint.every_tokens):
-                save_checkpoint(self.engine, checkpoints, step, self._state, self.run.settings.checkpoint.keep)
+                keep = self.run.settings.checkpoint.keep
+                save_checkpoint(self.engine, checkpoints, step, self._state, self.run.describe(), keep)
         self._finish(result)
 
     def _announce(self, step: int) -> None:
