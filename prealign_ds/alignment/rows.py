@@ -61,7 +61,7 @@ class TableRows:
         pairs: int64 (n, 2), source row and translation row.
         pair_edge: int64 (n,), the table edge behind each pair, ascending.
         num_identical: Pairs dropped because both sides have the same tokens.
-        num_unspellable: Words or translations that the tokenizer cannot spell exactly.
+        num_unspellable: Translations dropped because the tokenizer cannot spell them, or their word, exactly.
 
     Raises:
         ValueError: If no pair is left to align.
@@ -97,10 +97,7 @@ class TableRows:
         """Number of rows."""
         return len(self._lengths)
 
-    def _row(self, ids: np.ndarray | None) -> int | None:
-        if ids is None:
-            self.num_unspellable += 1
-            return None
+    def _row(self, ids: np.ndarray) -> int:
         key = ids.tobytes()
         if key not in self._known:
             self._known[key] = len(self._known)
@@ -108,31 +105,39 @@ class TableRows:
         return self._known[key]
 
     def _build(self, table: AlignmentTable) -> tuple[np.ndarray, np.ndarray]:
-        spaced = self._encode([" " + word for word in table.words])
-        bare = self._encode(table.words)
-        texts = list(table.edge_text)
-        spaced_texts = self._encode([" " + text for text in texts])
-        bare_texts = self._encode(texts)
-        is_clone = np.array([language == CLONE_LANGUAGE for language in table.languages])
+        share = np.where(table.counts > 0, table.spaced / np.maximum(table.counts, 1), 1.0)
+        spaced = self._encode_some([" " + word for word in table.words], share >= _MINOR_FORM)
+        bare = self._encode_some(table.words, 1 - share >= _MINOR_FORM)
+        is_clone = np.array([language == CLONE_LANGUAGE for language in table.languages])[table.edge_language]
         is_unspaced = np.array([language.split("-")[0] in UNSPACED_LANGUAGES for language in table.languages])
+        is_unspaced = is_unspaced[table.edge_language]
+        spaced_texts = self._encode_some([" " + text for text in table.edge_text], ~is_clone)
+        bare_texts = self._encode_some(table.edge_text, is_unspaced)
         pairs, edges = [], []
-        for edge, (word, language) in enumerate(
-            zip(table.edge_word.tolist(), table.edge_language.tolist(), strict=True)
-        ):
-            forms = _forms(spaced[word], bare[word], int(table.counts[word]), int(table.spaced[word]))
-            if is_clone[language]:
-                found = [(ids, None if ids is None else self._clone_ids[ids]) for ids in forms]
+        for edge, word in enumerate(table.edge_word.tolist()):
+            # How the source word stands in running text, the commoner form first; a form below 10 % is left out.
+            forms = [spaced[word], bare[word]] if share[word] >= 0.5 else [bare[word], spaced[word]]
+            if is_clone[edge]:
+                found = [(ids, self._clone_ids[ids]) for ids in forms if ids is not None]
             else:
-                sides = [bare_texts[edge], spaced_texts[edge]] if is_unspaced[language] else [spaced_texts[edge]]
-                found = [(forms[0], ids) for ids in sides]
-            for source_ids, target_ids in found:
-                source, target = self._row(source_ids), self._row(target_ids)
-                if source is not None and target is not None and source != target:
+                sides = [bare_texts[edge], spaced_texts[edge]] if is_unspaced[edge] else [spaced_texts[edge]]
+                found = [(forms[0], ids) for ids in sides if forms[0] is not None and ids is not None]
+            self.num_unspellable += not found
+            for source, target in ((self._row(source), self._row(target)) for source, target in found):
+                if source == target:
+                    self.num_identical += 1
+                else:
                     pairs.append((source, target))
                     edges.append(edge)
-                elif source is not None and source == target:
-                    self.num_identical += 1
         return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array(edges, dtype=np.int64)
+
+    def _encode_some(self, texts: list[str], wanted: np.ndarray) -> list[np.ndarray | None]:
+        """Token ids of the wanted texts; None for the others, and for what the tokenizer cannot spell."""
+        encoded: list[np.ndarray | None] = [None] * len(texts)
+        places = np.flatnonzero(wanted).tolist()
+        for place, ids in zip(places, self._encode([texts[place] for place in places]), strict=True):
+            encoded[place] = ids
+        return encoded
 
     def _entry_pairs(self, table: AlignmentTable) -> np.ndarray:
         """All pairs of rows that one table entry holds, held-out edges aside."""
@@ -145,12 +150,3 @@ class TableRows:
             first, second = np.triu_indices(len(rows), 1)
             combined.append(np.stack([rows[first], rows[second]], 1))
         return np.concatenate(combined)
-
-
-def _forms(spaced: np.ndarray | None, bare: np.ndarray | None, count: int, num_spaced: int) -> list[np.ndarray | None]:
-    """How a source word stands in running text, the commoner form first; a form below 10 % is left out."""
-    share = num_spaced / count if count else 1.0
-    ranked = [(share, spaced), (1 - share, bare)]
-    if share < 0.5:
-        ranked.reverse()
-    return [ids for part, ids in ranked if part >= _MINOR_FORM]
