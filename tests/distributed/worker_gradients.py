@@ -118,7 +118,7 @@ def run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer
     )
     model = build_model(model_config(settings, 32, len(tokenizer), tokenizer), settings, seed=0)
     assert any(getattr(part, "gradient_checkpointing", False) for part in model.modules()) == checkpointing
-    align = AlignSettings(words_per_step=7, translations_per_language=2)
+    align = AlignSettings(words_per_step=9, translations_per_language=2)
     stage = AlignmentStage(table(), tokenizer, align, seed=3)
     module = JointModel(model, len(tokenizer), stage)
     optimizer = OptimizerSettings(learning_rate=1e-30, gradient_clipping=0.0)
