@@ -21,6 +21,8 @@ CONTEXT = 12
 A border depends on two characters to either side: ``n`` and ``t`` around an apostrophe.
 """
 
+_MEASURED = 1 << 16  # windows remembered: contractions come again and again
+
 _CLASS = regex.compile(r"(?P<space>\s)|(?P<letter>[\p{L}\p{M}])|(?P<digit>\p{N})|(?P<other>.)", regex.DOTALL)
 _LEADING_SPACE = regex.compile(r"\s*")
 _NONE, _SPACE, _LETTER = 0, 1, 2
@@ -53,6 +55,7 @@ class WordFinder:
 
     def __init__(self, pieces: list[bytes | None]):
         self._pieces = pieces
+        self._measured: dict[tuple[tuple[int, ...], int], int] = {}
         size = len(pieces)
         self._first = np.zeros(size, dtype=np.uint8)
         self._last = np.zeros(size, dtype=np.uint8)
@@ -109,22 +112,32 @@ class WordFinder:
         return result
 
     def _end_by_text(self, tokens: np.ndarray, begin: int) -> int:
-        """The same as :meth:`ends` for one word, by the definition: decode, find words, compare borders."""
+        """The same as :meth:`ends` for one word: decode the tokens that can matter, find words, compare borders."""
         low = begin
         while low > max(0, begin - CONTEXT) and self._pieces[tokens[low - 1]] is not None:
             low -= 1
         high = begin + 1
         while high < len(tokens) and self._pieces[tokens[high]] is not None and not self._leads[tokens[high]]:
             high += 1
-        raw = [self._pieces[token] for token in tokens[low:high].tolist()]
+        window = (tuple(tokens[low:high].tolist()), begin - low)
+        if window not in self._measured:
+            if len(self._measured) >= _MEASURED:
+                self._measured.clear()
+            self._measured[window] = self._measure(*window)
+        length = self._measured[window]
+        return begin + length if length else 0
+
+    def _measure(self, tokens: tuple[int, ...], begin: int) -> int:
+        """Tokens of the word that begins at ``tokens[begin]``, by the definition; 0 if there is none."""
+        raw = [self._pieces[token] or b"" for token in tokens]
         edges = np.cumsum([0, *map(len, raw)]).tolist()
-        text = b"".join(raw).decode(errors="surrogateescape")
-        start = edges[begin - low]
+        start = edges[begin]
         start += _byte_length(_LEADING_SPACE.match(_decode(b"".join(raw)[start:])).group())
+        text = _decode(b"".join(raw))
         for match in WORD.finditer(text):
             if (word_start := _byte_length(text[: match.start()])) >= start:
                 end = word_start + _byte_length(match.group())
-                return low + edges.index(end) if word_start == start and end in edges else 0
+                return edges.index(end) - begin if word_start == start and end in edges else 0
         return 0
 
     def text(self, tokens: np.ndarray) -> str:

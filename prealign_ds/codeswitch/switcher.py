@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -13,6 +14,7 @@ from typing import Literal, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from prealign_ds.alignment.rows import expand_ranges
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.codeswitch.spans import CONTEXT, WordFinder, split_leading_space
 from prealign_ds.corpus.clone import CLONE_LANGUAGE, clone_ids
@@ -125,48 +127,57 @@ class CodeSwitcher:
         places = np.flatnonzero((bits < threshold) & starts)
         ends = self._words.ends(row, spans, places + before) - before
         tokens = row[before : before + length + 1].astype(np.int64)
-        switches = []
-        counts: dict[str, int] = {}
-        words = (places < ends) & (ends <= length)
-        for begin, end, draw in zip(*(part[words].tolist() for part in (places, ends, bits[places])), strict=True):
-            if choices := self._choices_of(tokens[begin:end]):
+        whole = (places < ends) & (ends <= length)
+        begins, ends, draws = places[whole], ends[whole], bits[places[whole]]
+        chosen, replacements, languages = [], [], []
+        raw = tokens.tobytes()
+        for word, (begin, end, draw) in enumerate(zip(begins.tolist(), ends.tolist(), draws.tolist(), strict=True)):
+            if choices := self._choices_of(raw[8 * begin : 8 * end]):
                 choice = bisect_right(choices.cumulative, (draw & 0xFFFFFFFF) * 2.0**-32)
-                switches.append((begin, end, choices.tokens[choice]))
-                language = choices.languages[choice]
-                counts[language] = counts.get(language, 0) + 1
-        inputs, targets = self._assemble(tokens, switches)
+                chosen.append(word)
+                replacements.append(choices.tokens[choice])
+                languages.append(choices.languages[choice])
+        inputs, targets = self._assemble(tokens, begins[chosen], ends[chosen], replacements)
         if (missing := length - len(inputs)) > 0:
             following = corpus.read(start + length, missing).astype(np.int64)
             inputs = np.concatenate([inputs, following, np.zeros(missing - len(following), dtype=np.int64)])
             targets = np.concatenate([targets, np.full(missing, IGNORED, dtype=np.int64)])
-        return Switched(inputs[:length], targets[:length], int(starts.sum()), int(words.sum()), counts)
+        return Switched(inputs[:length], targets[:length], int(starts.sum()), len(begins), Counter(languages))
 
-    def _assemble(self, tokens: np.ndarray, switches: list) -> tuple[np.ndarray, np.ndarray]:
+    def _assemble(
+        self, tokens: np.ndarray, begins: np.ndarray, ends: np.ndarray, replacements: list[np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets of the whole switched row; ``tokens`` has one more than the inputs, the last target.
 
         Input-only: a kept token predicts its successor in the ORIGINAL text, which for the predecessor of a switched
         word is the original word's first token; of a replacement only the last token predicts, namely what follows the
         original word. Vanilla: every token predicts its successor in the switched text.
         """
-        inputs, targets, done = [], [], 0
-        for begin, end, replacement in switches:
-            inputs += [tokens[done:begin], replacement]
-            silent = np.full(len(replacement), IGNORED, dtype=np.int64)
-            silent[-1] = tokens[end]
-            targets += [tokens[done + 1 : begin + 1], silent]
-            done = end
-        inputs.append(tokens[done:-1])
-        targets.append(tokens[done + 1 :])
-        row = np.concatenate(inputs)
+        if not replacements:
+            return tokens[:-1], tokens[1:]
+        lengths = np.array([len(replacement) for replacement in replacements])
+        growth = np.cumsum(lengths - (ends - begins))
+        finals = ends + growth  # behind each replacement, in the new row
+        switched, shift = np.zeros((2, len(tokens)), dtype=np.int64)
+        switched[begins] = 1
+        switched[ends] -= 1
+        shift[ends] = np.diff(growth, prepend=0)
+        kept = np.flatnonzero(np.cumsum(switched[:-1]) == 0)
+        places = kept + np.cumsum(shift)[kept]
+        row = np.empty(len(tokens) - 1 + growth[-1], dtype=np.int64)
+        row[places] = tokens[kept]
+        row[expand_ranges(finals - lengths, finals)] = np.concatenate(replacements)
         if self.mode == "vanilla":
             return row, np.append(row[1:], tokens[-1])
-        return row, np.concatenate(targets)
+        targets = np.full(len(row), IGNORED, dtype=np.int64)
+        targets[places] = tokens[kept + 1]
+        targets[finals - 1] = tokens[ends]
+        return row, targets
 
-    def _choices_of(self, tokens: np.ndarray) -> _Choices | None:
-        spelling = tokens.tobytes()
+    def _choices_of(self, spelling: bytes) -> _Choices | None:
         choices = self._choices.get(spelling)
         # Words without a translation are not remembered: the table bounds memory, the corpus does not.
-        if choices is None and (choices := self._find_choices(tokens)):
+        if choices is None and (choices := self._find_choices(np.frombuffer(spelling, dtype=np.int64))):
             self._choices[spelling] = choices
         return choices
 
