@@ -23,7 +23,7 @@ test-gpu: $(READY)  ## tests that need a GPU
 test-network: $(READY)  ## tests that download Debian packages
 	$(BIN)/python -m pytest -m network
 
-test-long: $(READY)  ## tests that take minutes: the whole quickstart at a small scale
+test-long: $(READY)  ## tests that take minutes: the whole quickstart, small
 	$(BIN)/python -m pytest -m long
 
 $(READY): requirements.txt
