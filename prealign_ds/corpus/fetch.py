@@ -200,16 +200,28 @@ def _unpacked(package: str) -> Iterator[Path]:
             raise ValueError(f"debian:{package}: needs {tool}, which this machine does not have; give files instead")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        done = subprocess.run(["apt-get", "download", package], cwd=folder, capture_output=True, text=True, check=False)
+        done = _apt_get(folder, "download", package)
+        if done.returncode:  # perhaps the machine has no package lists yet: fetch them into this folder
+            for part in ("lists/partial", "cache/archives/partial"):
+                (folder / part).mkdir(parents=True)
+            own = ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
+            _apt_get(folder, *own, "update")
+            done = _apt_get(folder, *own, "download", package)
         archives = list(folder.glob("*.deb"))
         if done.returncode or len(archives) != 1:
             reason = (done.stderr.strip() or "no package came").splitlines()[-1]
             raise ValueError(
-                f"debian:{package}: apt-get could not download it ({reason}); "
-                "run `apt-get update` as root once, or give files instead"
+                f"debian:{package}: apt-get could not download it ({reason}); check the name and the network, "
+                "or give files instead"
             )
         subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(folder / "files")], check=True)
         yield folder / "files"
+
+
+def _apt_get(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    # As root, apt would hand over to a user who may not write here.
+    command = ["apt-get", "-o", "APT::Sandbox::User=root", *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
 
 
 def _from_hub(source: str, text_key: str, skip: int) -> Iterator[Document]:

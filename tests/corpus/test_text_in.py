@@ -286,7 +286,12 @@ def test_of_two_processes_one_builds_and_the_other_waits(corpus, tokenizer_folde
 
 
 @pytest.mark.network
-def test_a_debian_package_is_fetched_without_installing_it(tmp_path):
+@pytest.mark.parametrize("lists", ["the machine's package lists", "no package lists yet"])
+def test_a_debian_package_is_fetched_without_installing_it(tmp_path, monkeypatch, lists):
+    if lists.startswith("no"):
+        (tmp_path / "lists" / "partial").mkdir(parents=True)
+        (tmp_path / "apt.conf").write_text(f'Dir::State::lists "{tmp_path}/lists";\n')
+        monkeypatch.setenv("APT_CONFIG", str(tmp_path / "apt.conf"))
     corpus = fetch(tmp_path / "text", ["debian:anarchism:usr/share/doc/anarchism/markdown/*"], "en", SPLITS)
     assert corpus.manifest["bytes"] > 10e6 and corpus.manifest["documents"] > 130
     with pytest.raises(ValueError, match="apt-get could not download it"):
