@@ -7,6 +7,7 @@ from pathlib import Path
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import numpy as np
 import pytest
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -37,37 +38,39 @@ def make_text(num_words: int, seed: int = 0) -> str:
     return "".join(parts)
 
 
-def gpt2_style(vocab_size: int = 400) -> PreTrainedTokenizerFast:
+class Row:
+    """Tokens in memory, read as a corpus is."""
+
+    def __init__(self, tokens):
+        self.tokens = np.asarray(tokens)
+        self.num_tokens = len(self.tokens)
+
+    def read(self, start, count):
+        return self.tokens[start : start + max(0, count)]
+
+
+def byte_level(pre_tokenizer, end_of_text: str, vocab_size: int) -> PreTrainedTokenizerFast:
     tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.pre_tokenizer = pre_tokenizer
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size,
-        special_tokens=["<|endoftext|>"],
+        special_tokens=[end_of_text],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator([make_text(4000)], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|endoftext|>")
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=end_of_text)
+
+
+def gpt2_style(vocab_size: int = 400) -> PreTrainedTokenizerFast:
+    return byte_level(pre_tokenizers.ByteLevel(add_prefix_space=False), "<|endoftext|>", vocab_size)
 
 
 def llama3_style(vocab_size: int = 400) -> PreTrainedTokenizerFast:
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(Regex(_LLAMA3), behavior="isolated"),
-            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-        ]
-    )
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
-        special_tokens=["<|end_of_text|>"],
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator([make_text(4000)], trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|end_of_text|>")
+    split = pre_tokenizers.Split(Regex(_LLAMA3), behavior="isolated")
+    to_bytes = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    return byte_level(pre_tokenizers.Sequence([split, to_bytes]), "<|end_of_text|>", vocab_size)
 
 
 def sentencepiece_style(vocab_size: int = 600) -> PreTrainedTokenizerFast:

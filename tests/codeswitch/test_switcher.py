@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import make_text
+from conftest import Row, make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_spans import reference_spans
@@ -17,17 +17,6 @@ from prealign_ds.codeswitch.switcher import IGNORED, CodeSwitcher
 from prealign_ds.corpus.tokenizer import FragmentEncoder, token_bytes
 from prealign_ds.randomness import mix
 from prealign_ds.words import copy_case
-
-
-class Row:
-    """Tokens in memory."""
-
-    def __init__(self, tokens):
-        self.tokens = np.asarray(tokens)
-        self.num_tokens = len(self.tokens)
-
-    def read(self, start, count):
-        return self.tokens[start : start + max(0, count)]
 
 
 def make_table(translations):

@@ -5,21 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from conftest import Row
 
 from prealign_ds.evaluation.perplexity import perplexity
 from prealign_ds.model import lm_loss_sum
-
-
-class Row:
-    """Tokens in memory."""
-
-    def __init__(self, tokens):
-        self.tokens = np.asarray(tokens)
-        self.num_tokens = len(self.tokens)
-
-    def read(self, start, count):
-        start = min(start, self.num_tokens)
-        return self.tokens[start : start + max(0, count)]
 
 
 def measure(loss_sum, tokens, lengths=None, batch_size=3, **options):

@@ -4,7 +4,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import make_text
+from conftest import Row, make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -15,17 +15,6 @@ from prealign_ds.randomness import KeyedPermutation, mix, mix_array
 from prealign_ds.stream.blend import Blend
 from prealign_ds.stream.loader import MicroBatches, make_loader
 from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
-
-
-class Row:
-    """Tokens in memory."""
-
-    def __init__(self, tokens):
-        self.tokens = np.asarray(tokens)
-        self.num_tokens = len(self.tokens)
-
-    def read(self, start, count):
-        return self.tokens[start : start + count]
 
 
 def make_stream(seed=1, weights=(3, 1), length=8, **more):
