@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: quickstart test check test-gpu test-network test-long clean
+.PHONY: quickstart test check test-faults test-slurm test-gpu test-network test-long clean
 
 quickstart: $(READY)  ## PreAlign and Joint Training on real text, from nothing; SCALE=0.1 shrinks it, CORPUS=file takes your text
 	$(BIN)/python tools/quickstart.py
@@ -22,6 +22,12 @@ test-gpu: $(READY)  ## tests that need a GPU
 
 test-network: $(READY)  ## tests that download Debian packages
 	$(BIN)/python -m pytest -m network
+
+test-faults: $(READY)  ## runs that are stopped, killed and resumed in every way
+	$(BIN)/python -m pytest -m faults
+
+test-slurm: $(READY)  ## the templates on a real SLURM of two nodes, on this machine
+	$(BIN)/python -m pytest -m slurm
 
 test-long: $(READY)  ## tests that take minutes: the whole quickstart, small
 	$(BIN)/python -m pytest -m long

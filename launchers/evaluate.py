@@ -22,8 +22,9 @@ def main() -> None:
     parser.add_argument("run_dir", type=Path)
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, YAML values")
     parser.add_argument("--model", type=Path, help="model folder; default RUN_DIR/model")
+    parser.add_argument("--preempted-file", type=Path, help="written when the evaluation was told to stop")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
     folder = arguments.model or arguments.run_dir / "model"
     config = arguments.run_dir / "config.yaml"
     if not config.is_file():
@@ -37,10 +38,12 @@ def main() -> None:
 
     from prealign_ds.files import write_json
     from prealign_ds.training.environment import join_world
+    from prealign_ds.training.preemption import stoppable
     from prealign_ds.training.run import Run
 
     world = join_world(settings.world_size)
-    results = Run(settings, world).evaluate(folder)
+    with stoppable(world, arguments.preempted_file) as stop:
+        results = Run(settings, world).evaluate(folder, stop.check)
     if world.is_main:
         for language, found in results.items():
             print(f"{language:8} perplexity {found.perplexity:10.3f}   bits per byte {found.bits_per_byte:7.4f}")

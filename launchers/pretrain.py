@@ -6,7 +6,8 @@
     python launchers/pretrain.py RECIPE.yaml                                                        one process
 
 The run folder gets config.yaml, metrics.jsonl, eval.jsonl, checkpoints/ and at the end model/. The same command again
-goes on where the run stopped.
+goes on where the run stopped, on any number of ranks. SIGTERM or SIGUSR1 to a rank: all ranks save after their step and
+exit with code 85. Exit code 2 is a mistake that you can mend, 86 a rank that died or hung.
 """
 
 import argparse
@@ -24,8 +25,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", help="YAML file, see launchers/recipes/")
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, YAML values")
+    parser.add_argument("--preempted-file", type=Path, help="written when the run was told to stop and has saved")
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
+    arguments = parser.parse_intermixed_args()
 
     from prealign_ds.recipe import load_settings
 
@@ -33,6 +35,7 @@ def main() -> None:
 
     from prealign_ds.training.environment import join_world
     from prealign_ds.training.loop import train
+    from prealign_ds.training.preemption import stoppable
     from prealign_ds.training.run import Run
 
     world = join_world(settings.world_size)
@@ -40,7 +43,8 @@ def main() -> None:
         level=logging.INFO if world.is_main else logging.WARNING, format="%(asctime)s %(message)s", force=True
     )
     logging.getLogger("megatron").setLevel(logging.WARNING)
-    train(Run(settings, world))
+    with stoppable(world, arguments.preempted_file) as stop:
+        train(Run(settings, world), stop)
 
 
 if __name__ == "__main__":

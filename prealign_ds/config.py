@@ -218,6 +218,21 @@ class CheckpointSettings(Settings):
     """LM tokens between checkpoints; 0 saves at the end of each stage only."""
     keep: int = Field(2, ge=1)
     """The newest checkpoints of a stage to keep."""
+    keep_every_tokens: Tokens = 0
+    """Also keep for good the first checkpoint at or after every multiple of so many LM tokens; 0 keeps none."""
+    accept_other_data: bool = False
+    """Resume although the text, table or switching has changed: the rest of the run reads the new data."""
+
+
+class GuardSettings(Settings):
+    """What ends a run that goes wrong."""
+
+    skipped_steps: int = Field(20, ge=1)
+    """Stop after so many steps in a row whose gradient is not finite; fp16 skips some while it finds its loss scale."""
+    hang_seconds: float = Field(1800, gt=0)
+    """End the job when the slowest rank stays in one place (a forward, a save) for so long."""
+    trial_batch: bool = True
+    """Before the first step, run the largest batches forward, so that memory that does not suffice shows at once."""
 
 
 class LogSettings(Settings):
@@ -260,6 +275,8 @@ class RunSettings(Settings):
     """Measurements during training."""
     checkpoint: CheckpointSettings = CheckpointSettings()
     """Checkpoints."""
+    guards: GuardSettings = GuardSettings()
+    """What ends a run that goes wrong."""
     log: LogSettings = LogSettings()
     """Logs."""
 

@@ -99,22 +99,39 @@ def dump_settings(settings: RunSettings) -> str:
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-_MAY_CHANGE = ("run_dir", "world_size", "deepspeed", "evaluation", "checkpoint", "log", "data.num_workers")
+_MAY_CHANGE = (
+    "run_dir", "world_size", "deepspeed", "evaluation", "checkpoint", "guards", "log", "data.num_workers",
+    "align.batch_tokens", "align.micro_batch_size", "pretrain.batch_tokens", "pretrain.micro_batch_size",
+)  # fmt: skip
+_DATA = ("data.corpora", "data.held_out", "data.blend_block", "table.", "codeswitch.")
 
 
 def check_same_run(settings: RunSettings) -> None:
-    """Raise ValueError if ``run_dir`` holds a run with other settings, of those that decide its results."""
+    """Raise ValueError if ``run_dir`` holds something else than this run, or its part until now.
+
+    Settings of the data may differ with ``checkpoint.accept_other_data``.
+    """
     path = settings.run_dir / "config.yaml"
     if not path.is_file():
+        found = [item.name for item in settings.run_dir.iterdir()] if settings.run_dir.is_dir() else []
+        strange = sorted(name for name in found if not name.startswith(".") and not name.endswith((".log", ".out")))
+        if strange:
+            raise ValueError(
+                f"{settings.run_dir}: holds {', '.join(strange[:5])} and no config.yaml, so it is not the folder of a "
+                "run; choose another run_dir"
+            )
         return
     old, new = _flat(load_settings(path)), _flat(settings)
+    may_change = _MAY_CHANGE + (_DATA if settings.checkpoint.accept_other_data else ())
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    changed = [key for key in changed if not key.startswith(_MAY_CHANGE) and not key.endswith("micro_batch_size")]
+    changed = [key for key in changed if not key.startswith(may_change)]
     if changed:
         shown = "\n".join(f"  {key}: {old.get(key)!r} there, {new.get(key)!r} now" for key in changed[:10])
+        data = all(key.startswith(_DATA) for key in changed)
+        override = ", or go on with the new data: checkpoint.accept_other_data=true" if data else ""
         raise ValueError(
             f"{settings.run_dir}: holds a run with other settings:\n{shown}\n"
-            "choose another run_dir, or delete that folder to start again"
+            f"choose another run_dir, or delete that folder to start again{override}"
         )
 
 

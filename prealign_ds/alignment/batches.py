@@ -113,7 +113,16 @@ class WordBatches:
         Raises:
             ValueError: If there are fewer rows than ranks.
         """
-        ids = self.row_ids(step)
+        return self._share(self.row_ids(step), rank, world)
+
+    def largest(self, rank: int = 0, world: int = 1) -> WordBatch:
+        """The share of ``rank`` in a batch of the longest pairs, with as many rows as a step has."""
+        rows = self.rows
+        lengths = np.diff(rows.offsets)[rows.pairs].sum(1)
+        longest = np.argsort(-lengths, kind="stable")[: max(1, len(self.row_ids(0)) // 2)]
+        return self._share(np.unique(rows.pairs[longest]), rank, world)
+
+    def _share(self, ids: np.ndarray, rank: int, world: int) -> WordBatch:
         by_length = ids[np.argsort(self.rows.offsets[ids + 1] - self.rows.offsets[ids], kind="stable")]
         shares = [by_length[other::world] for other in range(world)]
         counts = [len(share) for share in shares]

@@ -38,6 +38,10 @@ class AlignmentStage:
         """The words of step ``step`` that rank ``rank`` of ``world`` encodes; a pure function of its arguments."""
         return self._batches.batch(step, rank, world)
 
+    def largest_batch(self, rank: int = 0, world: int = 1) -> WordBatch:
+        """A batch of the longest words, which needs as much memory as any."""
+        return self._batches.largest(rank, world)
+
     def visits(self, steps: int) -> float:
         """How often each word of W is seen in ``steps`` steps; 10 or more are advised."""
         return steps * self.settings.words_per_step / len(self.rows.trained_words)
@@ -52,7 +56,7 @@ class AlignmentStage:
             batch: This rank's share of the word batch, on the model's device.
 
         Returns:
-            The loss, and the log: tensors of shape (layers,) whose average over ranks is ``alignment_loss``,
+            The loss, and the log: tensors of shape (layers,) whose sum over ranks is ``alignment_loss``,
             ``aligned_cosine`` and ``random_cosine`` of each layer.
         """
         states = word_representations(model, batch)
@@ -63,9 +67,9 @@ class AlignmentStage:
         losses = torch.stack([result.loss for result in results]) * scale
         others = max(1, rows * (rows - 1) - batch.num_positives)
         log = {
-            "alignment_loss": losses.detach(),
-            "aligned_cosine": torch.stack([r.positive_cosine for r in results]) * (world / batch.num_positives),
-            "random_cosine": torch.stack([r.other_cosine for r in results]) * (world / others),
+            "alignment_loss": losses.detach() / world,
+            "aligned_cosine": torch.stack([r.positive_cosine for r in results]) / batch.num_positives,
+            "random_cosine": torch.stack([r.other_cosine for r in results]) / others,
         }
         return self.settings.weight * losses.sum(), log
 

@@ -6,13 +6,14 @@ import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from prealign_ds.stream.stream import CodeSwitchedStream, Sample
+from prealign_ds.stream.stream import IGNORED, CodeSwitchedStream, Sample
 
 
 @dataclass
@@ -34,19 +35,18 @@ class LMBatch:
         return LMBatch(self.input_ids.pin_memory(), self.targets.pin_memory(), self.counts)
 
 
-def collate(samples: Sequence[Sample]) -> LMBatch:
-    """Stack samples of one length."""
+def collate(samples: Sequence[Sample], size: int, sequence_length: int) -> LMBatch:
+    """Stack samples to a batch of ``size``; places without a sample predict nothing."""
+    inputs = np.zeros((size, sequence_length), dtype=np.int64)
+    targets = np.full((size, sequence_length), IGNORED, dtype=np.int64)
     counts: Counter[str] = Counter()
-    for sample in samples:
+    for place, sample in enumerate(samples):
+        inputs[place], targets[place] = sample.input_ids, sample.targets
         counts["num_words"] += sample.num_words
         counts["num_drawn"] += sample.num_drawn
         for language, number in sample.num_switched.items():
             counts[f"switched.{language}"] += number
-    return LMBatch(
-        torch.from_numpy(np.stack([sample.input_ids for sample in samples])),
-        torch.from_numpy(np.stack([sample.targets for sample in samples])),
-        counts,
-    )
+    return LMBatch(torch.from_numpy(inputs), torch.from_numpy(targets), counts)
 
 
 class MicroBatches:
@@ -54,24 +54,25 @@ class MicroBatches:
 
     Args:
         first_sample: Index of the first sample of the first batch.
-        num_batches: Global batches.
+        end_sample: Index after the last sample; the last batch ends here and may be smaller, down to empty shares.
         batch_samples: Samples in a global batch.
-        micro_batch_size: Samples in a micro-batch of one rank; with the ranks it divides ``batch_samples``.
+        size: Samples in a micro-batch of one rank; with the ranks it divides ``batch_samples``.
         rank: This rank.
         world_size: Ranks.
     """
 
-    def __init__(
-        self, first_sample: int, num_batches: int, batch_samples: int, micro_batch_size: int, rank: int, world_size: int
-    ):
-        self._starts = range(first_sample, first_sample + num_batches * batch_samples, micro_batch_size * world_size)
-        self._offset = rank * micro_batch_size
-        self._size = micro_batch_size
+    def __init__(self, first_sample: int, end_sample: int, batch_samples: int, size: int, rank: int, world_size: int):
+        batches = -(-(end_sample - first_sample) // batch_samples)
+        self._starts = range(first_sample, first_sample + batches * batch_samples, size * world_size)
+        self._end = end_sample
+        self._offset = rank * size
+        self.size = size
 
     def __iter__(self) -> Iterator[list[int]]:
         """One list of sample indices for each micro-step."""
         for start in self._starts:
-            yield list(range(start + self._offset, start + self._offset + self._size))
+            first = start + self._offset
+            yield list(range(first, min(first + self.size, self._end)))
 
     def __len__(self) -> int:
         """Number of micro-steps."""
@@ -86,7 +87,7 @@ def make_loader(
         stream,
         batch_sampler=micro_batches,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=partial(collate, size=micro_batches.size, sequence_length=stream.sequence_length),
         pin_memory=pin_memory,
         prefetch_factor=4 if num_workers else None,
         multiprocessing_context="fork" if num_workers else None,

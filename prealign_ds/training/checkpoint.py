@@ -1,14 +1,18 @@
-"""Checkpoints that are complete or absent, and models in transformers' format.
+"""Checkpoints that are complete or absent, on any number of ranks, and models in transformers' format.
 
 DeepSpeed writes its files into a folder; when every rank has written, rank 0 adds ``manifest.json`` by an atomic
-rename. A folder without it is a torn save and is not used. DeepSpeed's files are pickles: load only run folders that
-you trust.
+rename. A folder without it is a torn save: it is not used, and removed before the next save. DeepSpeed's files are
+pickles, which can run code when they are loaded: load only run folders that you trust.
 """
 
 from __future__ import annotations
 
 import logging
 import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,76 +21,212 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from prealign_ds.files import atomic_folder, read_json, write_json
+from prealign_ds.cli import LocalError
+from prealign_ds.files import atomic_folder, atomic_write, digest_of, fsync_path, read_json, sha256_file, write_json
+from prealign_ds.training.environment import World
 
 _LOGGER = logging.getLogger(__name__)
 _MANIFEST = "manifest.json"
+_SMALL = 1 << 20  # bytes; smaller files are hashed, larger ones are known by their size
+_POLL_S = 0.5
 
 
-def save_checkpoint(
-    engine: Any, folder: Path, step: int, state: dict[str, Any], record: dict[str, Any], keep: int
-) -> None:
-    """Save the engine at ``folder/step-NNNNNNNN``, whole or not at all. All ranks must call it.
+class Checkpoints:
+    """The checkpoints of one stage: ``FOLDER/step-NNNNNNNN``.
 
     Args:
-        engine: The DeepSpeed engine.
-        folder: Holds one stage's checkpoints.
-        step: Optimizer steps done.
-        state: What a resumed run must find unchanged, as JSON (fingerprint, world size, ...).
-        record: What else to keep in the manifest, as JSON (settings, ...).
-        keep: The newest complete checkpoints to keep; older ones are deleted after this one is complete.
+        folder: Their folder.
+        world: This process among the ranks; all of them see the folder.
+        keep: How many of the newest to keep.
+        keep_every: Also keep for good the first one at or after every multiple of so many LM tokens; 0 keeps none.
     """
-    tag = f"step-{step:08d}"
-    engine.save_checkpoint(str(folder), tag=tag, client_state={"step": step}, save_latest=False)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        files = {
-            str(path.relative_to(folder / tag)): path.stat().st_size
-            for path in sorted((folder / tag).rglob("*"))
-            if path.is_file() and path.name != _MANIFEST
-        }
-        write_json(folder / tag / _MANIFEST, {"step": step, "files": files, **state, **record})
-        for old in complete_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
-    dist.barrier()
 
+    def __init__(self, folder: Path, world: World, keep: int = 2, keep_every: int = 0):
+        self.folder = folder
+        self.world = world
+        self._keep, self._keep_every = keep, keep_every
 
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints, oldest first; torn ones are named in a warning."""
-    found = []
-    for path in sorted(folder.glob("step-*")):
-        if _is_complete(path):
-            found.append(path)
-        else:
-            _LOGGER.warning("%s: an incomplete save, not used; it can be deleted", path)
-    return found
+    def newest(self) -> dict[str, Any] | None:
+        """The manifest of the newest complete checkpoint, or None where there is none; all ranks must call it.
 
+        Raises:
+            ValueError: If a file of that checkpoint is missing or changed, with its name and what to do.
+        """
+        return self.world.on_main(self._newest)
 
-def _is_complete(path: Path) -> bool:
-    if not (path / _MANIFEST).is_file():
-        return False
-    files = read_json(path / _MANIFEST)["files"]
-    return all((path / name).is_file() and (path / name).stat().st_size == size for name, size in files.items())
+    def _newest(self) -> dict[str, Any] | None:
+        complete, torn = self._list()
+        for path in torn:
+            _LOGGER.warning("%s: a save that was interrupted; it is not used, and the next save removes it", path)
+        return _verified(complete[-1]) if complete else None
 
+    def _list(self) -> tuple[list[Path], list[Path]]:
+        """Complete and torn ones, oldest first."""
+        paths = sorted(path for path in self.folder.glob("step-*") if path.is_dir())
+        complete = [path for path in paths if (path / _MANIFEST).is_file()]
+        return complete, [path for path in paths if path not in complete]
 
-def load_checkpoint(engine: Any, folder: Path, state: dict[str, Any]) -> int:
-    """Load the newest complete checkpoint and return the optimizer steps done; 0 where there is none.
+    def save(self, engine: Any, step: int, tokens: int, num_bytes: int, record: dict[str, Any]) -> None:
+        """Save the engine, whole or not at all; older ones go only when this one is complete. All ranks must call it.
 
-    Raises:
-        ValueError: If the checkpoint was made with another value of a key in ``state``.
-    """
-    complete = complete_checkpoints(folder)
-    if not complete:
-        return 0
-    manifest = read_json(complete[-1] / _MANIFEST)
-    for key, value in state.items():
-        if manifest.get(key) != value:
+        Args:
+            engine: The DeepSpeed engine.
+            step: Optimizer steps done in this stage.
+            tokens: LM tokens of the run.
+            num_bytes: What the files will take, about; so much must be free.
+            record: What else the manifest holds, as JSON.
+
+        Raises:
+            ValueError: If there is no room, or a file cannot be written.
+        """
+        path = self.folder / f"step-{step:08d}"
+        if self.world.on_main(lambda: self._make_room(path, num_bytes)):
+            return  # this step is saved already
+        try:
+            engine.save_checkpoint(str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False)
+            for file in path.iterdir():
+                if file.name.split("pp_rank_")[-1].startswith(f"{self.world.rank}_") or self.world.is_main:
+                    fsync_path(file)
+        except (OSError, RuntimeError) as error:
+            raise LocalError(
+                f"{path}: this checkpoint could not be written ({str(error).splitlines()[0]}; "
+                f"{shutil.disk_usage(self.folder).free / 1e6:,.0f} MB free); {self._last()}; "
+                "make room, then start the same command again"
+            ) from error
+        dist.barrier()
+        self.world.on_main(lambda: self._complete(path, {"step": step, "tokens": tokens, **record}))
+
+    def _make_room(self, path: Path, num_bytes: int) -> bool:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        complete, torn = self._list()
+        if path in complete:
+            return True
+        for other in torn:
+            shutil.rmtree(other)
+        if complete:
+            num_bytes = max(num_bytes, sum(read_json(complete[-1] / _MANIFEST)["files"].values()))
+        free = shutil.disk_usage(self.folder).free
+        if free < num_bytes:
             raise ValueError(
-                f"{complete[-1]}: saved with {key} {manifest.get(key)!r}, this run has {value!r}; "
-                "go on with the old value, or choose another run_dir"
+                f"{path}: a checkpoint takes about {num_bytes / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB are free; "
+                f"{self._last()}; make room (or lower checkpoint.keep), then start the same command again"
             )
-    engine.load_checkpoint(str(folder), tag=complete[-1].name)
-    return manifest["step"]
+        return False
+
+    def _last(self) -> str:
+        complete, _ = self._list()
+        return f"the last complete one is {complete[-1].name}" if complete else "there is no complete one yet"
+
+    def _complete(self, path: Path, record: dict[str, Any]) -> None:
+        files = [file for file in sorted(path.rglob("*")) if file.is_file()]
+        sizes = {str(file.relative_to(path)): file.stat().st_size for file in files}
+        hashes = {name: sha256_file(path / name) for name, size in sizes.items() if size < _SMALL}
+        manifest = record | {"files": sizes, "sha256": hashes}
+        write_json(path / _MANIFEST, manifest | {"digest": digest_of(manifest)})
+        fsync_path(self.folder)
+        with atomic_write(self.folder / "latest") as handle:
+            handle.write(path.name)  # for DeepSpeed's own tools
+        complete, _ = self._list()
+        for old in complete[: -self._keep]:
+            if old not in self._milestones(complete):
+                _remove(old)
+        shutil.rmtree(self.folder / "universal", ignore_errors=True)
+
+    def _milestones(self, complete: list[Path]) -> list[Path]:
+        if not self._keep_every:
+            return []
+        reached = [0, *(read_json(path / _MANIFEST)["tokens"] // self._keep_every for path in complete)]
+        return [path for path, before, now in zip(complete, reached, reached[1:], strict=False) if now > before]
+
+    def convert(self, step: int, check_stop: Callable[[], None]) -> Path:
+        """DeepSpeed's universal form of a checkpoint, which any number of ranks and ZeRO 1 to 3 can load.
+
+        Rank 0 converts in a process of its own; the others wait in short messages, so that nothing times out. An
+        interrupted conversion leaves nothing that counts. All ranks must call it.
+
+        Returns:
+            The folder, whose parent and name are what ``engine.load_checkpoint`` wants.
+
+        Raises:
+            ValueError: If the conversion fails, with the file that has its output.
+        """
+        source = self.folder / f"step-{step:08d}"
+        target = self.folder / "universal" / source.name
+        partial, log = target.with_suffix(".partial"), self.folder / f"convert-{source.name}.log"
+        if self.world.on_main(target.is_dir):
+            return target
+        self.world.on_main(lambda: self._room_for_universal(source, partial))
+        process = None
+        if self.world.is_main:
+            words = ["--input_folder", source, "--output_folder", partial, "--inject_missing_state"]
+            with open(log, "w", encoding="utf-8") as handle:
+                process = subprocess.Popen(
+                    [sys.executable, "-m", "deepspeed.checkpoint.ds_to_universal", *map(str, words)],
+                    stdout=handle,
+                    stderr=subprocess.STDOUT,
+                    start_new_session=True,  # a signal to the job is answered here, not there
+                )
+        try:
+            while self.world.any(process is not None and process.poll() is None):
+                time.sleep(_POLL_S)
+                check_stop()
+        finally:
+            if process is not None and process.poll() is None:
+                process.kill()
+        self.world.on_main(lambda: _finish_conversion(process, partial, target, log))
+        return target
+
+    def _room_for_universal(self, source: Path, partial: Path) -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        need = 2 * sum(read_json(source / _MANIFEST)["files"].values())  # fragments first, then whole parameters
+        free = shutil.disk_usage(self.folder).free
+        if free < need:
+            raise ValueError(
+                f"{source}: converting it for other ranks takes about {need / 1e6:,.0f} MB, and {free / 1e6:,.0f} MB "
+                "are free; make room, or resume with the ranks and the ds_config that it was saved with"
+            )
+        partial.parent.mkdir(exist_ok=True)
+
+
+def _finish_conversion(process: Any, partial: Path, target: Path, log: Path) -> None:
+    if process.returncode:
+        raise ValueError(f"{partial}: the conversion failed (code {process.returncode}); its output is in {log}")
+    # ZeRO 1 and 2 look for one name of the model's metadata and ZeRO 3 for another.
+    names = ("mp_rank_00_model_states.pt", "zero_pp_rank_0_mp_rank_00_model_states.pt")
+    found = next(partial / name for name in names if (partial / name).is_file())
+    for name in names:
+        if not (partial / name).exists():
+            shutil.copy2(found, partial / name)
+    for file in partial.rglob("*"):
+        if file.is_file():
+            fsync_path(file)
+    partial.rename(target)
+    fsync_path(target.parent)
+    log.unlink()
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint so that an interruption leaves a torn one, not a complete one with missing files."""
+    (path / _MANIFEST).unlink()
+    fsync_path(path)
+    shutil.rmtree(path)
+
+
+def _verified(path: Path) -> dict[str, Any]:
+    manifest = read_json(path / _MANIFEST)
+    advice = f"restore it, or delete the folder {path} to go on from the checkpoint before it"
+    content = {key: value for key, value in manifest.items() if key != "digest"}
+    if digest_of(content) != manifest.get("digest"):
+        raise ValueError(f"{path / _MANIFEST}: changed since it was written; {advice}")
+    for name, size in manifest["files"].items():
+        file = path / name
+        if not file.is_file():
+            raise ValueError(f"{file}: missing; {advice}")
+        if file.stat().st_size != size:
+            raise ValueError(f"{file}: {file.stat().st_size} bytes, {size} were written; {advice}")
+        if name in manifest["sha256"] and sha256_file(file) != manifest["sha256"][name]:
+            raise ValueError(f"{file}: other content than was written; {advice}")
+    return manifest
 
 
 def save_model(

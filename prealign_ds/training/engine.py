@@ -82,6 +82,30 @@ def set_learning_rate(engine: Any, value: float) -> None:
         group["lr"] = value
 
 
+def take_step(engine: Any) -> bool:
+    """Take the optimizer step, and tell whether it was applied: not where the gradient is not finite.
+
+    ZeRO's optimizers skip such a step by themselves. Without ZeRO, DeepSpeed would apply it.
+    """
+    parameters = list(engine.module.parameters())
+    skipped = False
+    if not engine.zero_optimization():
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        skipped = not torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # the same on all ranks: it is reduced
+    if skipped:
+        engine.skipped_steps += 1
+        for parameter in parameters:
+            parameter.grad = None  # without gradients, the optimizer has nothing to do
+    engine.step()
+    return not skipped and engine.was_step_applied()
+
+
+def checkpoint_bytes(engine: Any, num_parameters: int) -> int:
+    """About how much a checkpoint takes: the weights, Adam's two moments, and under ZeRO the fp32 weights."""
+    weight = torch.finfo(next(engine.module.parameters()).dtype).bits // 8
+    return num_parameters * (weight + 8 + (4 if engine.zero_optimization() else 0))
+
+
 def full_weights(engine: Any, model: nn.Module, keep: bool) -> dict[str, Tensor]:
     """The model's fp32 master weights, whole, on the CPU; tied weights once. All ranks must call it.
 

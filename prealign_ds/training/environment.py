@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import deepspeed
 import torch
@@ -17,16 +19,46 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 @dataclass(frozen=True)
 class World:
-    """This process among the ranks."""
+    """This process among the ranks.
+
+    Attributes:
+        rank: Number of this rank.
+        size: Ranks.
+        device: Where this rank computes.
+        control: The group for small messages between the processes, which never wait for a GPU.
+    """
 
     rank: int
     size: int
     device: torch.device
+    control: dist.ProcessGroup | None = None
 
     @property
     def is_main(self) -> bool:
         """Whether this is rank 0, which writes logs and models."""
         return self.rank == 0
+
+    def any(self, flag: bool) -> bool:
+        """Whether ``flag`` is set on any rank; all ranks must call it."""
+        if self.size == 1:
+            return flag
+        together = torch.tensor([int(flag)])
+        dist.all_reduce(together, dist.ReduceOp.MAX, group=self.control)
+        return bool(together)
+
+    def on_main(self, function: Callable[[], Any]) -> Any:
+        """Call ``function`` on rank 0 alone and give all ranks its result or its error; all ranks must call it."""
+        answer: list[Any] = [None, None]
+        if self.is_main:
+            try:
+                answer[0] = function()
+            except (ValueError, OSError) as error:
+                answer[1] = str(error)
+        if self.size > 1:
+            dist.broadcast_object_list(answer, src=0, group=self.control)
+        if answer[1] is not None:
+            raise ValueError(answer[1])
+        return answer[0]
 
 
 def join_world(expected: int | None = None) -> World:
@@ -58,7 +90,9 @@ def join_world(expected: int | None = None) -> World:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
-    return World(dist.get_rank(), dist.get_world_size(), torch.device(accelerator.device_name(local_rank)))
+    control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
+    device = torch.device(accelerator.device_name(local_rank))
+    return World(dist.get_rank(), dist.get_world_size(), device, control)
 
 
 def tune_cpu(local_ranks: int) -> None:

@@ -14,10 +14,12 @@ _DEFAULT_WARMUP = {"align": 0.05, "pretrain": 0.01}
 class StagePlan:
     """One stage in numbers; a sample is ``sequence_length`` tokens.
 
+    Which samples a stage reads does not depend on the batch size: where they are no whole batches, the last is smaller.
+
     Attributes:
         name: ``align`` or ``pretrain``.
         first_sample: Index of the first sample of the stream that the stage reads.
-        num_steps: Optimizer steps.
+        end_sample: Index after the last one.
         batch_samples: Samples in a global batch.
         micro_batch_size: Samples that one rank handles at once.
         accumulation_steps: Micro-batches of one rank in an optimizer step.
@@ -27,7 +29,7 @@ class StagePlan:
 
     name: str
     first_sample: int
-    num_steps: int
+    end_sample: int
     batch_samples: int
     micro_batch_size: int
     accumulation_steps: int
@@ -40,30 +42,33 @@ class StagePlan:
         return self.batch_samples * self.sequence_length
 
     @property
+    def num_steps(self) -> int:
+        """Optimizer steps of a run that keeps its batch size."""
+        return self.steps_from(self.first_sample)
+
+    @property
     def num_tokens(self) -> int:
         """LM tokens of the stage."""
-        return self.num_steps * self.batch_tokens
+        return (self.end_sample - self.first_sample) * self.sequence_length
 
-    @property
-    def end_sample(self) -> int:
-        """Index after the last sample of the stage."""
-        return self.first_sample + self.num_steps * self.batch_samples
+    def steps_from(self, sample: int) -> int:
+        """Optimizer steps that are left when ``sample`` is the next one."""
+        return math.ceil((self.end_sample - sample) / self.batch_samples)
 
-    @property
-    def loss_scale(self) -> float:
-        """What a rank multiplies a micro-batch's summed loss by.
+    def loss_scale(self, samples: int) -> float:
+        """What a rank multiplies a micro-batch's summed loss by, in a global batch of ``samples`` samples.
 
         The engine averages over ranks and accumulation steps; this undoes it and divides by the constant number of
         tokens in the global batch, so that the gradient is the same for every world size.
         """
-        return self.world_size * self.accumulation_steps / self.batch_tokens
+        return self.world_size * self.accumulation_steps / (samples * self.sequence_length)
 
 
 def plan_stages(settings: RunSettings, world_size: int) -> list[StagePlan]:
     """The stages of a run, one after the other on one stream of samples.
 
-    Stage 1 takes ``align.budget_share`` of ``lm_tokens``, in whole batches of both stages so that runs with and without
-    it read the same number of samples.
+    Stage 1 takes ``align.budget_share`` of ``lm_tokens`` and stage 2 the rest: runs with and without it, and with any
+    batch size, read the same number of samples.
 
     Raises:
         ValueError: If a batch does not divide into samples, ranks and micro-batches, or the budget is below a batch.
@@ -74,26 +79,19 @@ def plan_stages(settings: RunSettings, world_size: int) -> list[StagePlan]:
         "pretrain": _batch(settings.pretrain, "pretrain", settings.pretrain.batch_tokens, length),
     }
     budget = settings.lm_tokens // length
+    share = round(settings.align.budget_share * budget) if "align" in settings.stages else 0
+    spans = {"align": (0, share), "pretrain": (share, budget)}
     plans: list[StagePlan] = []
-    position = 0
     for name in settings.stages:
         stage: StageSettings = getattr(settings, name)
-        batch = batches[name]
-        if name == "align":
-            unit = math.lcm(*batches.values()) if "pretrain" in settings.stages else batch
-            samples = max(unit, round(settings.align.budget_share * budget / unit) * unit)
-        else:
-            samples = (budget - position) // batch * batch
-        if samples < 1 or position + samples > budget:
+        batch, (first, end) = batches[name], spans[name]
+        if end - first < batch:
             raise ValueError(
                 f"lm_tokens: {settings.lm_tokens} are too few for the stages {settings.stages} with a batch of "
                 f"{batch * length} tokens; raise lm_tokens or lower {name}.batch_tokens"
             )
         accumulation = _accumulation(name, batch, stage.micro_batch_size, world_size, length)
-        plans.append(
-            StagePlan(name, position, samples // batch, batch, stage.micro_batch_size, accumulation, world_size, length)
-        )
-        position += samples
+        plans.append(StagePlan(name, first, end, batch, stage.micro_batch_size, accumulation, world_size, length))
     return plans
 
 

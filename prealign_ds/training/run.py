@@ -106,7 +106,7 @@ class Run:
         switched = stream.switcher is not None
         return stream.fingerprint(
             tokenizer=self.tokenizer_digest,
-            table=self.table.digest() if switched else None,
+            table=self.table.digest() if self.settings.table is not None else None,
             codeswitch=self.settings.codeswitch.model_dump() if switched else None,
         )
 
@@ -145,13 +145,14 @@ class Run:
             for language, tokens in self.held_out.items()
         }
 
-    def evaluate(self, folder: Path) -> dict[str, Perplexity]:
-        """Perplexities of a saved model, whole on every rank and in fp32."""
+    def evaluate(self, folder: Path, poll: Callable[[], None] = lambda: None) -> dict[str, Perplexity]:
+        """Perplexities of a saved model, whole on every rank and in fp32; ``poll`` is called before each batch."""
         model = build_model(self.model_config, self.settings.model, self.settings.seed)
         load_weights(model, folder)
         model.to(self.world.device).eval()  # type: ignore[arg-type]
 
         def loss_sum(inputs: Tensor, targets: Tensor) -> Tensor:
+            poll()
             return lm_loss_sum(model(input_ids=inputs, use_cache=False).logits, targets, self.vocabulary)
 
         return self.perplexities(loss_sum)

@@ -1,8 +1,5 @@
 """Every shipped recipe and DeepSpeed configuration is parsed, and run where this machine can."""
 
-import os
-import subprocess
-
 import pytest
 from conftest import REPOSITORY
 from launching import launch
@@ -13,7 +10,6 @@ from prealign_ds.training.engine import engine_config
 from prealign_ds.training.plan import plan_stages
 
 DS_CONFIGS = sorted((REPOSITORY / "ds_configs").glob("*.json"))
-SLURM = sorted((REPOSITORY / "launchers/slurm").glob("*.sbatch"))
 RECIPES = sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))
 
 
@@ -24,19 +20,6 @@ def test_every_recipe_fits_every_ds_config(recipe, config):
     for plan in plan_stages(settings, settings.world_size or 1):
         found = engine_config(config, plan, getattr(settings, plan.name).optimizer)
         assert found["train_batch_size"] == plan.batch_samples and found["optimizer"]["params"]["lr"] > 0
-
-
-@pytest.mark.parametrize("script", SLURM, ids=lambda path: path.stem)
-def test_every_slurm_template_starts_the_world_that_it_asks_for(script, tmp_path):
-    for name, text in (("scontrol", "echo node1; echo node2"), ("srun", 'printf "%s\\n" "$@"')):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    job = {"SLURM_JOB_ID": "123", "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "node[1-2]", "RANKS_PER_NODE": "4"}
-    environment = os.environ | job | {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
-    done = subprocess.run(["bash", script, "recipe.yaml"], env=environment, capture_output=True, text=True, check=True)
-    words = done.stdout.split()
-    assert {"--nnodes=2", "--nproc-per-node=4", "recipe.yaml", "world_size=8"} <= set(words)
-    assert "--rdzv-endpoint=node1:20123" in words and words[-3] == "launchers/pretrain.py"
 
 
 def test_every_ds_config_that_a_cpu_can_run_trains_and_gives_fp32_weights(tmp_path):

@@ -21,7 +21,7 @@ from prealign_ds.training.plan import StagePlan
 def main():
     world = join_world()
     tokenizer = gpt2_style()
-    plan = StagePlan("pretrain", 0, 3, 4 * world.size, 2, 2, world.size, 16)
+    plan = StagePlan("pretrain", 0, 12 * world.size, 4 * world.size, 2, 2, world.size, 16)
     results = {}
     for name in sys.argv[2:]:
         settings = ModelSettings(num_layers=2, hidden_size=32, num_heads=2)
@@ -33,7 +33,7 @@ def main():
         losses = []
         for _ in range(3):
             for _ in range(plan.accumulation_steps):
-                loss, log = engine(inputs, inputs + 1, plan.loss_scale)
+                loss, log = engine(inputs, inputs + 1, plan.loss_scale(plan.batch_samples))
                 engine.backward(loss)
                 engine.step()
             losses.append(float(log["lm_loss_sum"]) / 32)

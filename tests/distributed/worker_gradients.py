@@ -56,7 +56,7 @@ def backward(engine, tokenizer, plan, world, words, lm=True):
         loss, _ = engine(
             inputs,
             targets,
-            plan.loss_scale if lm else 0.0,
+            plan.loss_scale(SAMPLES) if lm else 0.0,
             words if micro_step == 0 else None,
             float(plan.accumulation_steps),
         )
@@ -90,7 +90,8 @@ def main():
     world = join_world()
     torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = gpt2_style()
-    plan = StagePlan("align", 0, 1, SAMPLES, SAMPLES // world.size // accumulation, accumulation, world.size, LENGTH)
+    micro = SAMPLES // world.size // accumulation
+    plan = StagePlan("align", 0, SAMPLES, SAMPLES, micro, accumulation, world.size, LENGTH)
     results = {}
     for combination in combinations(accumulation):
         key = "{}.tied={}.checkpointing={}.zero={}".format(*combination)

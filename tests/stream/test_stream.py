@@ -85,7 +85,7 @@ def test_epochs_have_orders_of_their_own():
 def flatten(stream, num_batches, batch, micro, world, workers, first=0):
     """The samples that all ranks read, in the order of their indices."""
     per_rank = [
-        list(make_loader(stream, MicroBatches(first, num_batches, batch, micro, rank, world), workers))
+        list(make_loader(stream, MicroBatches(first, first + num_batches * batch, batch, micro, rank, world), workers))
         for rank in range(world)
     ]
     return torch_rows([batch for step in zip(*per_rank, strict=True) for batch in step])
@@ -132,7 +132,7 @@ def test_code_switched_samples_are_as_pure(tokenizer, mode):
     assert sum(sum(stream[k].num_switched.values()) for k in range(number)) > 100
     for world, micro, workers in ((1, 6, 0), (2, 3, 0), (2, 1, 4), (3, 2, 0)):
         shares = [
-            list(make_loader(build(), MicroBatches(0, number // 6, 6, micro, rank, world), workers))
+            list(make_loader(build(), MicroBatches(0, number // 6 * 6, 6, micro, rank, world), workers))
             for rank in range(world)
         ]
         assert rows(b for step in zip(*shares, strict=True) for b in step) == expected

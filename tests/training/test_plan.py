@@ -56,7 +56,7 @@ def test_impossible_batches_name_the_nearest_valid_ones(change, message):
 
 
 def plan(steps):
-    return StagePlan("pretrain", 0, steps, 10, 10, 1, 1, 10)
+    return StagePlan("pretrain", 0, 10 * steps, 10, 10, 1, 1, 10)
 
 
 def test_learning_rate_warms_up_decays_to_the_floor_and_stays_there():
