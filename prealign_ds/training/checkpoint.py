@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
@@ -197,12 +198,28 @@ def _finish_conversion(process: Any, partial: Path, target: Path, log: Path) -> 
     for name in names:
         if not (partial / name).exists():
             shutil.copy2(found, partial / name)
+    _share_adam_step(partial / "zero")
     for file in partial.rglob("*"):
         if file.is_file():
             fsync_path(file)
     partial.rename(target)
     fsync_path(target.parent)
     log.unlink()
+
+
+def _share_adam_step(folder: Path) -> None:
+    """Write Adam's step where each ZeRO stage looks for it: 1 and 2 beside every parameter, 3 in one place."""
+    common = folder / "optimizer_state.pt"
+    state = torch.load(common, map_location="cpu", weights_only=False)
+    steps = list(folder.rglob("step.pt"))
+    if "optimizer_state_dict" not in state:
+        step = torch.load(steps[0], map_location="cpu", weights_only=False)
+        state["optimizer_state_dict"] = {"state": {0: {"step": step}}, "param_groups": state["param_groups"]}
+        torch.save(state, common)
+    elif not steps:
+        step = state["optimizer_state_dict"]["state"][0]["step"]
+        for weights in folder.rglob("fp32.pt"):
+            torch.save(step, weights.with_name("step.pt"))
 
 
 def _remove(path: Path) -> None:

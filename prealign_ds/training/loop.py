@@ -217,6 +217,7 @@ class StageLoop:
         if self._source is None:
             return
         self.watchdog.at(f"loading {self._source}")
+        decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
         try:
             self.engine.load_checkpoint(str(self._source.parent), tag=self._source.name)
         except (RuntimeError, OSError, EOFError, KeyError) as error:
@@ -224,6 +225,9 @@ class StageLoop:
                 f"{self._source}: DeepSpeed cannot load it ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "if it is damaged, delete that folder to go on from the checkpoint before it"
             ) from error
+        # From a universal checkpoint, ZeRO-3 gives all groups the numbers of the first.
+        for group, decay in zip(self.engine.optimizer.param_groups, decays, strict=True):
+            group["weight_decay"] = decay
 
     def _save(self) -> None:
         self.watchdog.at(f"saving step {self.step} of {self.plan.name}")

@@ -1,7 +1,8 @@
 """Whole runs that signals stop and that go on, many in one process group; started by the deepspeed launcher.
 
-Usage: worker_stops.py RECIPE SCENARIOS.json [--stop-here], a list of [run_dir, overrides, stops]. A stop is the number of times that
-the loop asks whether to stop before SIGTERM comes, to the last rank alone. --stop-here does not go on afterwards.
+Usage: worker_stops.py RECIPE SCENARIOS.json [--stop-here], a list of [run_dir, overrides, stops]. A stop is the number
+of times that the loop asks whether to stop before SIGTERM comes, to the last rank alone. --stop-here does not go on
+afterwards.
 """
 
 import gc

@@ -3,10 +3,12 @@
 import json
 
 import pytest
+import torch
 
 from prealign_ds.files import atomic_folder, atomic_write, read_json, write_json
-from prealign_ds.training.checkpoint import complete_checkpoints
-from prealign_ds.training.monitor import Series, progress_line
+from prealign_ds.training.checkpoint import Checkpoints
+from prealign_ds.training.environment import World
+from prealign_ds.training.monitor import Series, is_spike, progress_line
 
 
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path):
@@ -47,22 +49,42 @@ def test_series_rewinds_one_stage_and_skips_a_torn_line(tmp_path):
     assert [(r["stage"], r["step"]) for r in lines] == [("align", 1), ("align", 2), ("pretrain", 1)]
 
 
-def test_only_complete_checkpoints_count(tmp_path, caplog):
-    for step, files, manifest in (
-        (1, {"a": 3}, True),
-        (2, {"a": 3}, False),  # the save was cut off
-        (3, {"a": 2}, True),  # a file was cut short afterwards
-        (4, {"a": 3, "b": 1}, True),  # a file is gone
-        (5, {"a": 3}, True),
-    ):
-        folder = tmp_path / f"step-{step:08d}"
-        folder.mkdir()
-        (folder / "a").write_text("abc"[: files["a"]])
-        if manifest:
-            expected = {name: 3 if name == "a" else size for name, size in files.items()}
-            write_json(folder / "manifest.json", {"step": step, "files": expected})
-    assert [path.name for path in complete_checkpoints(tmp_path)] == ["step-00000001", "step-00000005"]
-    assert caplog.text.count("incomplete save") == 3
+def write_checkpoint(folder, step, tokens=0):
+    path = folder / f"step-{step:08d}"
+    path.mkdir(parents=True)
+    (path / "a").write_text("abc")
+    checkpoints(folder)._complete(path, {"step": step, "tokens": tokens})
+    return path
+
+
+def checkpoints(folder, **kinds):
+    return Checkpoints(folder, World(0, 1, torch.device("cpu")), **kinds)
+
+
+def test_a_save_without_a_manifest_is_not_used(tmp_path, caplog):
+    write_checkpoint(tmp_path, 3)
+    (tmp_path / "step-00000004").mkdir()
+    assert checkpoints(tmp_path).newest()["step"] == 3
+    assert "step-00000004: a save that was interrupted" in caplog.text and (tmp_path / "step-00000004").is_dir()
+    assert (tmp_path / "latest").read_text() == "step-00000003"
+
+
+def test_the_newest_and_the_milestones_are_kept(tmp_path):
+    for step in range(1, 8):
+        path = tmp_path / f"step-{step:08d}"
+        path.mkdir()
+        checkpoints(tmp_path, keep=1, keep_every=10)._complete(path, {"step": step, "tokens": 4 * step})
+    assert sorted(int(path.name[5:]) for path in tmp_path.glob("step-*")) == [3, 5, 7]
+
+
+def test_a_checkpoint_needs_room(tmp_path):
+    with pytest.raises(ValueError, match=r"takes about 1,000,000,000,000 MB.*no complete one yet; make room"):
+        checkpoints(tmp_path)._make_room(tmp_path / "step-00000001", 10**18)
+
+
+def test_a_jump_of_the_loss_is_a_spike_and_noise_is_not():
+    quiet = [5.0 + 0.02 * (k % 3) for k in range(20)]
+    assert is_spike(quiet, 5.6) and not is_spike(quiet, 5.1) and not is_spike(quiet[:5], 9.0)
 
 
 def test_progress_line_is_one_short_line():
