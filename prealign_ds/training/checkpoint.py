@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import deepspeed
 import torch
 import torch.distributed as dist
 from safetensors.torch import save_file
@@ -208,7 +209,10 @@ def _finish_conversion(process: Any, partial: Path, target: Path, log: Path) -> 
 
 
 def _share_adam_step(folder: Path) -> None:
-    """Write Adam's step where each ZeRO stage looks for it: 1 and 2 beside every parameter, 3 in one place."""
+    """Write Adam's step where each ZeRO stage looks for it: 1 and 2 beside every parameter, 3 in one place.
+
+    1 and 2 also want the version of DeepSpeed there, and each tensor named, which 3 does not write but reads.
+    """
     common = folder / "optimizer_state.pt"
     state = torch.load(common, map_location="cpu", weights_only=False)
     steps = list(folder.rglob("step.pt"))
@@ -218,8 +222,12 @@ def _share_adam_step(folder: Path) -> None:
         torch.save(state, common)
     elif not steps:
         step = state["optimizer_state_dict"]["state"][0]["step"]
-        for weights in folder.rglob("fp32.pt"):
+        torch.save({"ds_version": deepspeed.__version__, **state}, common)
+        for weights in list(folder.rglob("fp32.pt")):
             torch.save(step, weights.with_name("step.pt"))
+            for file in (weights, weights.with_name("exp_avg.pt"), weights.with_name("exp_avg_sq.pt")):
+                tensor = torch.load(file, map_location="cpu", weights_only=False)
+                torch.save({"param": tensor, "cat_dim": 0}, file)
 
 
 def _remove(path: Path) -> None:
