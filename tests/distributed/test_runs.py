@@ -72,7 +72,7 @@ def test_the_run_folder_tells_everything(straight):
     assert set(evaluations[-1]["perplexity"]) == {"en", "clone"}
     assert [m["samples"] for m in metrics] == [8 * n for n in range(1, 21)]
     saved = read_json(straight / "checkpoints" / "align" / "step-00000010" / "manifest.json")
-    assert saved["settings"]["seed"] == 5 and saved["step"] == 10 and saved["first_sample"] == 0
+    assert saved["settings"]["seed"] == 5 and saved["step"] == 10 and saved["samples"] == [0, 80]
     assert (straight / "config.yaml").is_file() and read_json(straight / "model" / "training.json")["tokens"] == 5120
     assert sorted(p.name for p in (straight / "checkpoints" / "pretrain").glob("step-*")) == [
         "step-00000008",
