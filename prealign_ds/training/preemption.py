@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+import torch.distributed as dist
+
 from prealign_ds.files import write_json
 from prealign_ds.training.environment import World
 
@@ -69,6 +71,7 @@ def stoppable(world: World, mark: Path | None) -> Iterator[StopFlag]:
     """
     try:
         yield StopFlag(world)
+        dist.destroy_process_group()  # left to the interpreter's end, its threads now and then abort a finished rank
     except Preempted:
         if world.is_main and mark is not None:
             write_json(mark, {"exit_code": EXIT_CODE, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})

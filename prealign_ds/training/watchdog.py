@@ -41,7 +41,8 @@ class Watchdog:
             store = dist.distributed_c10d._get_default_store()
             self._store = dist.PrefixStore("watchdog", store.clone() if hasattr(store, "clone") else store)
             self._publish()
-            threading.Thread(target=self._watch, name="watchdog", daemon=True).start()
+            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+            self._thread.start()
 
     def at(self, place: str) -> None:
         """This rank begins something else: ``place`` says what, for the message."""
@@ -50,6 +51,8 @@ class Watchdog:
     def close(self) -> None:
         """Stop watching."""
         self._closed.set()
+        if self._world.size > 1:
+            self._thread.join(timeout=5 * _INTERVAL_S)
 
     def blame(self) -> str | None:
         """The ranks that no longer publish, named; None if all do. Takes some seconds."""
