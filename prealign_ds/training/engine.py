@@ -89,7 +89,7 @@ def take_step(engine: Any) -> bool:
     """
     parameters = list(engine.module.parameters())
     skipped = False
-    if not engine.zero_optimization():
+    if engine.is_gradient_accumulation_boundary() and not engine.zero_optimization():
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         skipped = not torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # the same on all ranks: it is reduced
     if skipped:
