@@ -12,6 +12,7 @@ exit with code 85. Exit code 2 is a mistake that you can mend, 86 a rank that di
 
 import argparse
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -38,11 +39,10 @@ def main() -> None:
     from prealign_ds.training.preemption import stoppable
     from prealign_ds.training.run import Run
 
-    world = join_world(settings.world_size)
-    logging.basicConfig(
-        level=logging.INFO if world.is_main else logging.WARNING, format="%(asctime)s %(message)s", force=True
-    )
+    level = logging.INFO if os.environ.get("RANK", "0") == "0" else logging.WARNING
+    logging.basicConfig(level=level, format="%(asctime)s %(message)s", force=True)
     logging.getLogger("megatron").setLevel(logging.WARNING)
+    world = join_world(settings.world_size)
     with stoppable(world, arguments.preempted_file) as stop:
         train(Run(settings, world), stop)
 

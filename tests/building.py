@@ -84,3 +84,8 @@ def write_recipe(folder: Path, **changes) -> Path:
 def read_lines(path):
     """The records of a JSON-lines file."""
     return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def series(run, *keys):
+    """(stage, step, values of ``keys``) of every line of a run's metrics.jsonl."""
+    return [(r["stage"], r["step"], *(r[key] for key in keys)) for r in read_lines(run / "metrics.jsonl")]

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
+import logging
 import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
 import torch.distributed as dist
 from deepspeed.accelerator import get_accelerator
+from torch.utils.cpp_extension import get_default_build_root
 
+_LOGGER = logging.getLogger(__name__)
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4
 
 
@@ -89,10 +94,40 @@ def join_world(expected: int | None = None) -> World:
     else:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
+        clear_abandoned_builds(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
     control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     device = torch.device(accelerator.device_name(local_rank))
     return World(dist.get_rank(), dist.get_world_size(), device, control)
+
+
+def clear_abandoned_builds(root: Path) -> None:
+    """Remove the locks of compilations that were killed.
+
+    DeepSpeed compiles its operators at the first start, and PyTorch waits for such a lock without end and without a
+    word. Here, each process holds a shared lock (flock) in ``root`` until it ends, however it ends: who can have that
+    one alone knows that no other run compiles.
+
+    Args:
+        root: PyTorch's folder of compiled extensions.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        presence = os.open(root / "prealign_ds.lock", os.O_RDWR | os.O_CREAT)  # open until the process ends
+        try:
+            fcntl.flock(presence, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            alone = True
+        except BlockingIOError:
+            alone = False
+        for lock in sorted(root.glob("**/lock")):
+            if alone:
+                _LOGGER.warning("%s: left by a compilation that was killed; removed", lock)
+                lock.unlink()
+            else:
+                _LOGGER.info("%s: another run compiles; if none does, delete this file: this run waits for it", lock)
+        fcntl.flock(presence, fcntl.LOCK_SH)
+    except OSError as error:  # a file system without flock, a read-only folder
+        _LOGGER.info("%s: cannot look for abandoned compilations (%s)", root, error)
 
 
 def tune_cpu(local_ranks: int) -> None:

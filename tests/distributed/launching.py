@@ -1,10 +1,12 @@
-"""Starts worker scripts with the real deepspeed launcher."""
+"""Starts programs as users do, in bounded time: with the deepspeed launcher, or as one process."""
 
 import os
 import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import psutil
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -15,20 +17,53 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def launch(ranks, script, *arguments, check=True, timeout=600):
-    """Run ``script`` on ``ranks`` CPU ranks of this machine; its output is shown when it fails."""
+def deepspeed_command(ranks, script, *arguments):
     launcher = Path(sys.executable).parent / "deepspeed"
+    options = ["--num_gpus", ranks, "--master_port", free_port()]
+    return [str(word) for word in (sys.executable, launcher, *options, script, *arguments)]
+
+
+def start(command, ranks=1, **options):
+    """Start ``command`` in the repository with its output in pipes, or where ``options`` say."""
     environment = os.environ | {"OMP_NUM_THREADS": "1" if ranks > 1 else "2", "TOKENIZERS_PARALLELISM": "false"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = subprocess.run(
-        [sys.executable, launcher, "--num_gpus", str(ranks), "--master_port", str(free_port()), script]
-        + [str(argument) for argument in arguments],
-        cwd=REPOSITORY,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-    )
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(word) for word in command], cwd=REPOSITORY, env=environment, **(pipes | options))
+
+
+def kill(process):
+    """Kill a process and all that it started, at once."""
+    try:
+        family = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return
+    for member in family:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def finish(process, timeout=300):
+    """Wait for a process; what it has written is shown when it takes too long."""
+    try:
+        out, err = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        kill(process)
+        out, err = process.communicate()
+        raise AssertionError(f"still running after {timeout} s\n{out[-3000:]}{err[-6000:]}") from None
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def launch(ranks, script, *arguments, check=True, timeout=600):
+    """Run ``script`` on ``ranks`` CPU ranks of this machine; its output is shown when it fails."""
+    done = finish(start(deepspeed_command(ranks, script, *arguments), ranks), timeout)
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
+
+
+def run_alone(script, *arguments, timeout=300):
+    """Run ``script`` as one process without a launcher."""
+    return finish(start([sys.executable, script, *arguments]), timeout)

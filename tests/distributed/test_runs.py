@@ -2,16 +2,14 @@
 
 import json
 import os
-import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-from building import build_data, read_lines, write_recipe
-from launching import REPOSITORY, free_port, launch
+from building import build_data, read_lines, series, write_recipe
+from launching import deepspeed_command, kill, launch, run_alone, start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -44,12 +42,8 @@ def two_ranks(data):
     return data / "two"
 
 
-def series(run, key="loss"):
-    return [(record["stage"], record["step"], record[key]) for record in read_lines(run / "metrics.jsonl")]
-
-
 def test_golden_losses_of_twenty_steps(straight):
-    found = series(straight)
+    found = series(straight, "loss")
     assert [row[:2] for row in found] == [("align", n) for n in range(1, 11)] + [("pretrain", n) for n in range(1, 11)]
     if os.environ.get("PREALIGN_WRITE_GOLDEN"):
         GOLDEN.write_text(json.dumps([round(row[2], 5) for row in found]))
@@ -112,26 +106,15 @@ def test_losses_and_weights_do_not_depend_on_the_ranks_and_the_zero_stage(straig
 @pytest.mark.parametrize(("stage", "step"), [("align", 6), ("pretrain", 6)])
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stage, step):
     folder = data / f"killed-{stage}"
-    launcher = [sys.executable, Path(sys.executable).parent / "deepspeed", "--num_gpus", "2"]
-    process = subprocess.Popen(
-        [*launcher, "--master_port", str(free_port()), PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3],
-        cwd=REPOSITORY,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        start_new_session=True,
-    )
-    while not any(
-        line[:2] == (stage, step) for line in (series(folder) if (folder / "metrics.jsonl").exists() else [])
-    ):
+    command = deepspeed_command(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3)
+    process = start(command, 2, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not ((folder / "metrics.jsonl").exists() and (stage, step) in series(folder)):
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    subprocess.run(["pkill", "-9", "-f", f"run_dir={folder}"], check=False)
+    kill(process)
     assert not (folder / "model").exists()
     launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3)
-    assert series(folder) == series(two_ranks)
+    assert series(folder, "loss") == series(two_ranks, "loss")
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (folder, two_ranks))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
@@ -160,8 +143,7 @@ def test_a_finished_run_is_not_done_again(data, straight):
 def test_errors_name_the_cause_and_leave_nothing_behind(data, straight, overrides, message):
     filled = [override.format(data=data) for override in overrides]
     run_dir = [] if any("run_dir" in override for override in filled) else [f"run_dir={data}/bad"]
-    command = [sys.executable, PRETRAIN, data / "recipe.yaml", *run_dir, *filled]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True)
+    done = run_alone(PRETRAIN, data / "recipe.yaml", *run_dir, *filled)
     assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
     assert not (data / "bad").exists(), "no run folder is left by a run that cannot start"

@@ -1,11 +1,12 @@
 """Whole runs that signals stop and that go on, many in one process group; started by the deepspeed launcher.
 
-Usage: worker_stops.py RECIPE SCENARIOS.json [--stop-here], a list of [run_dir, overrides, stops]. A stop is the number
-of times that the loop asks whether to stop before SIGTERM comes, to the last rank alone. --stop-here does not go on
-afterwards.
+Usage: worker_stops.py RECIPE SCENARIOS.json [--stop-here], a list of [run_dir, overrides, stops, poisoned]. A stop is
+the number of times that the loop asks whether to stop before SIGTERM comes, to the last rank alone. --stop-here does
+not go on afterwards. ``poisoned`` are the training forwards of each stage whose loss is not a number, on the last rank.
 """
 
 import gc
+import itertools
 import json
 import os
 import signal
@@ -36,14 +37,33 @@ class SignalledFlag(StopFlag):
         super().check()
 
 
+class PoisonedRun(Run):
+    """Some of its losses, and so the gradients, are not numbers."""
+
+    def __init__(self, settings, world, poisoned):
+        super().__init__(settings, world)
+        self._poisoned = poisoned if world.rank == world.size - 1 else []
+
+    def module(self, stage):
+        module, forwards = super().module(stage), itertools.count()
+
+        def poison(module, arguments, output):
+            if module.training and next(forwards) in self._poisoned:
+                return output[0] * float("nan"), output[1]
+            return output
+
+        module.register_forward_hook(poison)
+        return module
+
+
 def main():
     recipe, scenarios = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     world = join_world()
-    for run_dir, overrides, stops in json.loads(Path(scenarios).read_text()):
+    for run_dir, overrides, stops, poisoned in json.loads(Path(scenarios).read_text()):
         settings = load_settings(recipe, [f"run_dir={run_dir}", *overrides])
         for stop in stops if "--stop-here" in sys.argv else [*stops, None]:
             try:
-                train(Run(settings, world), SignalledFlag(world, stop))
+                train(PoisonedRun(settings, world, poisoned), SignalledFlag(world, stop))
                 assert stop is None, f"{run_dir}: the run ended before the signal came"
             except Preempted:
                 assert stop is not None
