@@ -22,10 +22,11 @@ class WordBatch:
         groups: Neighbouring rows of similar length as (first row, row after the last, longest length), so that little
             padding is encoded; as many groups on every rank, because under ZeRO-3 each forward is collective.
         counts: Rows of every rank, in rank order; they sum to R.
-        positives: Two int64 tensors of shape (P,): anchor (place among the r) and positive (place among the R).
-        positive_weights_P: fp32, 1 / number of positives of the anchor.
-        excluded_rR: bool, columns that are neither positive nor negative for an anchor: itself, rows that only share a
-            neighbour with it, and held-out translations.
+        positives: Two int64 tensors of shape (P,): anchor (place among the r, ascending) and positive (place among the
+            R). Each pair once; over the ranks, symmetric.
+        positive_weights_R: fp32, 1 / number of positives of each row of the GLOBAL batch, 0 for rows without.
+        excluded: In the same form, pairs that are neither positive nor negative: a row and itself, rows that only share
+            a neighbour, and held-out translations.
         num_anchors: Rows of the GLOBAL batch that have a positive.
         num_positives: Positive pairs (both directions) of the GLOBAL batch.
     """
@@ -35,8 +36,8 @@ class WordBatch:
     groups: list[tuple[int, int, int]]
     counts: list[int]
     positives: tuple[Tensor, Tensor]
-    positive_weights_P: Tensor
-    excluded_rR: Tensor
+    positive_weights_R: Tensor
+    excluded: tuple[Tensor, Tensor]
     num_anchors: int
     num_positives: int
 
@@ -45,8 +46,11 @@ class WordBatch:
         moved = {
             name: value.to(device, non_blocking=True) for name, value in vars(self).items() if isinstance(value, Tensor)
         }
-        positives = (self.positives[0].to(device), self.positives[1].to(device))
-        return WordBatch(**{**vars(self), **moved, "positives": positives})
+        pairs = {
+            name: (rows.to(device, non_blocking=True), columns.to(device, non_blocking=True))
+            for name, (rows, columns) in (("positives", self.positives), ("excluded", self.excluded))
+        }
+        return WordBatch(**{**vars(self), **moved, **pairs})
 
 
 _GROUP_ENDS = (0.5, 0.85, 1.0)
@@ -133,9 +137,7 @@ class WordBatches:
         all_anchors, all_targets = columns.of_edges(*self.rows.positives.neighbours(columns.ids))
         number = np.bincount(all_anchors, minlength=len(ids))
         anchors, positives = columns.of_edges(*self.rows.positives.neighbours(own))
-        excluded = self._excluded(own, columns)
-        excluded[anchors, positives] = False
-        excluded[np.arange(len(own)), low + np.arange(len(own))] = True
+        excluded = self._excluded(own, columns, low, anchors * len(ids) + positives)
         input_ids, mask = self._padded(own)
         ends = [0, *(round(share * len(own)) for share in (_GROUP_ENDS if min(counts) >= 4 else _GROUP_ENDS[-1:]))]
         return WordBatch(
@@ -144,20 +146,30 @@ class WordBatches:
             groups=[(a, b, int(mask[b - 1].sum())) for a, b in zip(ends, ends[1:], strict=False)],
             counts=counts,
             positives=(torch.from_numpy(anchors), torch.from_numpy(positives)),
-            positive_weights_P=torch.from_numpy((1 / number[low + anchors]).astype(np.float32)),
-            excluded_rR=torch.from_numpy(excluded),
+            positive_weights_R=torch.from_numpy(np.where(number > 0, 1 / np.maximum(number, 1), 0).astype(np.float32)),
+            excluded=(torch.from_numpy(excluded // len(ids)), torch.from_numpy(excluded % len(ids))),
             num_anchors=int((number > 0).sum()),
             num_positives=len(all_targets),
         )
 
-    def _excluded(self, own: np.ndarray, columns: _Places) -> np.ndarray:
-        """Direct neighbours and neighbours of neighbours, in the graph of the whole table."""
-        excluded = np.zeros((len(own), len(columns.ids)), dtype=bool)
+    def _excluded(self, own: np.ndarray, columns: _Places, low: int, positives: np.ndarray) -> np.ndarray:
+        """Pairs of a row of this rank and a column that are neither positive nor negative; ascending, each once.
+
+        Those are the row itself, its direct neighbours and its neighbours' neighbours in the graph of the whole table,
+        without its positives. A pair is written as row x R + column.
+
+        Args:
+            own: The rows of this rank.
+            columns: All rows.
+            low: Column of the first own row.
+            positives: The positive pairs.
+        """
         places, near = self.rows.all_pairs.neighbours(own)
         again, far = self.rows.all_pairs.neighbours(near)
-        for rows, found in (columns.of_edges(places, near), columns.of_edges(places[again], far)):
-            excluded[rows, found] = True
-        return excluded
+        itself = np.arange(len(own)) * len(columns.ids) + low + np.arange(len(own))
+        found = [columns.of_edges(places, near), columns.of_edges(places[again], far)]
+        pairs = [itself, *(rows * len(columns.ids) + others for rows, others in found)]
+        return np.setdiff1d(np.concatenate(pairs), positives)
 
     def _padded(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         begins, ends = self.rows.offsets[own], self.rows.offsets[own + 1]

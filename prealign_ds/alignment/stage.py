@@ -6,12 +6,11 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import deepspeed
-import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from prealign_ds.alignment.batches import WordBatch, WordBatches
-from prealign_ds.alignment.loss import layer_alignment
+from prealign_ds.alignment.loss import layer_alignments
 from prealign_ds.alignment.representations import word_representations
 from prealign_ds.alignment.rows import TableRows
 from prealign_ds.alignment.table import AlignmentTable
@@ -63,13 +62,13 @@ class AlignmentStage:
         layers = self.layers(len(states))
         world, rows = len(batch.counts), sum(batch.counts)
         scale = world / batch.num_anchors
-        results = [layer_alignment(states[layer], batch, self.settings.temperature) for layer in layers]
-        losses = torch.stack([result.loss for result in results]) * scale
+        found = layer_alignments([states[layer] for layer in layers], batch, self.settings.temperature)
+        losses = found.losses_L * scale
         others = max(1, rows * (rows - 1) - batch.num_positives)
         log = {
             "alignment_loss": losses.detach() / world,
-            "aligned_cosine": torch.stack([r.positive_cosine for r in results]) / batch.num_positives,
-            "random_cosine": torch.stack([r.other_cosine for r in results]) / others,
+            "aligned_cosine": found.positive_cosines_L / batch.num_positives,
+            "random_cosine": found.other_cosines_L / others,
         }
         return self.settings.weight * losses.sum(), log
 

@@ -8,7 +8,7 @@ import torch
 from pytorch_metric_learning.losses import SupConLoss
 
 from prealign_ds.alignment.batches import WordBatch, WordBatches
-from prealign_ds.alignment.loss import layer_alignment
+from prealign_ds.alignment.loss import layer_alignments
 from prealign_ds.alignment.rows import TableRows
 from prealign_ds.alignment.sources import Pair
 from prealign_ds.alignment.table import AlignmentTable
@@ -26,8 +26,8 @@ def batch_of_labels(labels):
         groups=[(0, len(labels), 1)],
         counts=[len(labels)],
         positives=(anchors, positives),
-        positive_weights_P=1 / number[anchors].float(),
-        excluded_rR=own,
+        positive_weights_R=torch.where(number > 0, 1 / number, 0),
+        excluded=torch.nonzero(own, as_tuple=True),
         num_anchors=int((number > 0).sum()),
         num_positives=len(anchors),
     )
@@ -40,7 +40,7 @@ def test_layer_loss_equals_supcon_of_pytorch_metric_learning(temperature):
     ours = torch.randn(40, 16, generator=generator, dtype=torch.float32, requires_grad=True)
     theirs = ours.detach().clone().requires_grad_()
     batch = batch_of_labels(labels)
-    loss = layer_alignment(ours, batch, temperature).loss / batch.num_anchors
+    loss = layer_alignments([ours], batch, temperature).losses_L.sum() / batch.num_anchors
     expected = SupConLoss(temperature=temperature)(theirs, labels)
     assert batch.num_anchors == 40, "metric-learning averages over all rows; here each one has a positive"
     loss.backward()
@@ -65,6 +65,10 @@ def ids_of(rows, batch):
 
 def names(rows, tokenizer, ids):
     return [tokenizer.decode(rows.tokens[rows.offsets[i] : rows.offsets[i + 1]]) for i in ids]
+
+
+def set_of(pairs):
+    return set(zip(*(part.tolist() for part in pairs), strict=True))
 
 
 BANK = [("bank", "de", "Ufer"), ("shore", "de", "Ufer"), ("bank", "ru", "банк"), ("bank", "de", "Bank")]
@@ -114,7 +118,7 @@ def test_loss_equals_two_loops_with_shared_neighbours_and_held_out_pairs_masked(
     kept = [(f" {w}", f" {t}") for w, _, t in pairs if w not in held_out]
     dropped = [(f" {w}", f" {t}") for w, _, t in pairs if w in held_out]
     states = torch.randn(len(ids), 8, generator=torch.Generator().manual_seed(1))
-    loss = layer_alignment(states, batch, 0.1).loss / batch.num_anchors
+    loss = layer_alignments([states], batch, 0.1).losses_L.sum() / batch.num_anchors
     assert loss.item() == pytest.approx(slow_loss(states, shown, kept, dropped, 0.1), rel=1e-5)
     assert (" house" in shown) == (not held_out)
 
@@ -124,12 +128,12 @@ def test_bank_and_shore_are_both_positives_of_the_one_row_ufer_and_neutral_to_ea
     batch = WordBatches(rows, 5, 5, 0).batch(0)
     shown = names(rows, tokenizer, ids_of(rows, batch))
     place = {name: index for index, name in enumerate(shown)}
-    pairs = set(zip(*(part.tolist() for part in batch.positives), strict=True))
+    pairs, excluded = set_of(batch.positives), set_of(batch.excluded)
     assert shown.count(" Ufer") == 1
     assert (place[" Ufer"], place[" bank"]) in pairs and (place[" Ufer"], place[" shore"]) in pairs
-    assert batch.excluded_rR[place[" bank"], place[" shore"]]
-    assert batch.excluded_rR[place[" Ufer"], place[" банк"]], "translations of one word are neither"
-    assert not batch.excluded_rR[place[" shore"], place[" Bank"]], "two steps away only over bank: a negative"
+    assert (place[" bank"], place[" shore"]) in excluded
+    assert (place[" Ufer"], place[" банк"]) in excluded, "translations of one word are neither"
+    assert (place[" shore"], place[" Bank"]) not in excluded, "two steps away only over bank: a negative"
 
 
 def test_a_shared_neighbour_counts_even_when_it_is_not_in_the_batch(tokenizer):
@@ -140,8 +144,7 @@ def test_a_shared_neighbour_counts_even_when_it_is_not_in_the_batch(tokenizer):
         batch = batches.batch(step)
         shown = names(rows, tokenizer, ids_of(rows, batch))
         if " Ufer" not in shown:
-            excluded = batch.excluded_rR
-            assert excluded[shown.index(" bank"), shown.index(" shore")]
+            assert (shown.index(" bank"), shown.index(" shore")) in set_of(batch.excluded)
             return
     raise AssertionError("no batch without Ufer was drawn")
 
@@ -149,7 +152,7 @@ def test_a_shared_neighbour_counts_even_when_it_is_not_in_the_batch(tokenizer):
 def test_entry_positives_join_all_rows_of_an_entry(tokenizer):
     rows = rows_of(tokenizer, [("bank", "de", "Ufer"), ("bank", "ru", "банк")], positives="entry")
     batch = WordBatches(rows, 1, 1, 0).batch(0)
-    assert batch.num_positives == 6 and batch.excluded_rR.sum() == 3
+    assert batch.num_positives == 6 and len(batch.excluded[0]) == 3
 
 
 def test_pairs_with_the_same_tokens_are_dropped_and_counted(tokenizer):
@@ -191,11 +194,9 @@ def test_word_batches_visit_every_word_once_an_epoch_and_share_rows_over_ranks(t
 
 def pair_names(rows, batch, columns, first):
     """(positive pairs, excluded pairs) of a share, as row ids."""
-    anchors, positives = (part.tolist() for part in batch.positives)
-    excluded = np.argwhere(batch.excluded_rR.numpy())
-    return (
-        {(columns[first + a], columns[p]) for a, p in zip(anchors, positives, strict=True)},
-        {(columns[first + a], columns[p]) for a, p in excluded},
+    return tuple(
+        {(columns[first + row], columns[column]) for row, column in set_of(pairs)}
+        for pairs in (batch.positives, batch.excluded)
     )
 
 
