@@ -24,7 +24,7 @@ class WordBatch:
         counts: Rows of every rank, in rank order; they sum to R.
         positives: Two int64 tensors of shape (P,): anchor (place among the r, ascending) and positive (place among the
             R). Each pair once; over the ranks, symmetric.
-        positive_weights_R: fp32, 1 / number of positives of each row of the GLOBAL batch, 0 for rows without.
+        num_positives_R: int64, positives of each row of the GLOBAL batch.
         excluded: In the same form, pairs that are neither positive nor negative: a row and itself, rows that only share
             a neighbour, and held-out translations.
         num_anchors: Rows of the GLOBAL batch that have a positive.
@@ -36,7 +36,7 @@ class WordBatch:
     groups: list[tuple[int, int, int]]
     counts: list[int]
     positives: tuple[Tensor, Tensor]
-    positive_weights_R: Tensor
+    num_positives_R: Tensor
     excluded: tuple[Tensor, Tensor]
     num_anchors: int
     num_positives: int
@@ -146,7 +146,7 @@ class WordBatches:
             groups=[(a, b, int(mask[b - 1].sum())) for a, b in zip(ends, ends[1:], strict=False)],
             counts=counts,
             positives=(torch.from_numpy(anchors), torch.from_numpy(positives)),
-            positive_weights_R=torch.from_numpy(np.where(number > 0, 1 / np.maximum(number, 1), 0).astype(np.float32)),
+            num_positives_R=torch.from_numpy(number),
             excluded=(torch.from_numpy(excluded // len(ids)), torch.from_numpy(excluded % len(ids))),
             num_anchors=int((number > 0).sum()),
             num_positives=len(all_targets),

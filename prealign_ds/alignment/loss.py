@@ -75,10 +75,10 @@ class _LayerAlignments(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, batch: WordBatch, temperature: float, *states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         blocks, sums, gradients = _blocks(batch), [], []
-        for units_grH, scales_gr, columns_gRH in _gathered(states, batch.counts):
+        for units_grH, norms_gr, columns_gRH in _gathered(states, batch.counts):
             *found, gradient_grH = _align(units_grH, columns_gRH, batch, blocks, temperature)
             along_gr = (gradient_grH * units_grH).sum(2, keepdim=True)
-            gradients.append(gradient_grH.sub_(units_grH * along_gr).mul_(scales_gr[..., None]))
+            gradients.append(gradient_grH.sub_(units_grH * along_gr).div_(norms_gr[..., None]))
             sums.append(found)
         ctx.save_for_backward(*gradients)
         losses_L, positive_L, other_L = (torch.cat(parts) for parts in zip(*sums, strict=True))
@@ -98,7 +98,7 @@ def _align(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """For one group of layers: losses, positive cosines and other cosines, each (g,), and the gradient of the units."""
     anchors_P, positives_P = batch.positives
-    weights_R = batch.positive_weights_R
+    weights_R = batch.num_positives_R.to(units_grH.dtype).reciprocal()
     weights_r = weights_R[_own(batch.counts)]
     denominators_gr = units_grH.new_empty(units_grH.shape[:2])
     positive_logits_gP = units_grH.new_empty(len(units_grH), len(anchors_P))
@@ -111,7 +111,7 @@ def _align(
     other_g = (units_grH.sum(1) * columns_gRH.sum(1)).sum(1) - units_grH.square().sum((1, 2)) - positive_g
 
     # Anchors without positives have no loss: exp(logit - inf) = 0.
-    denominators_gr.masked_fill_(weights_r == 0, torch.inf)
+    denominators_gr.masked_fill_(weights_r.isinf(), torch.inf)
     denominators_gR = _gather(denominators_gr, batch.counts)()
     gradient_grH = torch.empty_like(units_grH)
     for block in blocks:
@@ -174,26 +174,27 @@ def _cuts(ascending: Tensor, starts: list[int]) -> list[slice]:
 
 
 def _gathered(states: Sequence[Tensor], counts: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Groups of layers: unit rows (g, r, H), 1 / their norms (g, r), and the unit rows of all ranks (g, R, H).
+    """Groups of layers: unit rows (g, r, H), their norms (g, r), and the unit rows of all ranks (g, R, H).
 
-    Small layers share a group, so that they cost one collective; the next group travels while one is worked at.
+    Small layers share a group, so that they cost one collective; the next group travels while one is worked at. All
+    ranks make the same groups, however uneven their shares.
     """
-    size = max(1, _ELEMENTS // (sum(counts) * max(states[0].shape)))
+    size = max(1, _ELEMENTS // (sum(counts) * max(*counts, states[0].shape[1])))
     groups = [states[first : first + size] for first in range(0, len(states), size)]
     started = _start(groups[0], counts)
     for following in (*groups[1:], None):
-        units_grH, scales_gr, finish = started
+        units_grH, norms_gr, finish = started
         if following is not None:
             started = _start(following, counts)
-        yield units_grH, scales_gr, finish()
+        yield units_grH, norms_gr, finish()
 
 
 def _start(group: Sequence[Tensor], counts: list[int]) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
     states_grH = torch.stack(tuple(group))
     norms_gr = torch.linalg.vector_norm(states_grH, dim=2)
-    scales_gr = norms_gr.reciprocal().masked_fill(norms_gr < _SHORTEST, 0.0)
-    units_grH = states_grH.mul_(scales_gr[..., None])
-    return units_grH, scales_gr, _gather(units_grH, counts)
+    norms_gr.masked_fill_(norms_gr < _SHORTEST, torch.inf)
+    units_grH = states_grH.div_(norms_gr[..., None])
+    return units_grH, norms_gr, _gather(units_grH, counts)
 
 
 def _gather(local: Tensor, counts: list[int]) -> Callable[[], Tensor]:

@@ -26,7 +26,7 @@ def batch_of_labels(labels):
         groups=[(0, len(labels), 1)],
         counts=[len(labels)],
         positives=(anchors, positives),
-        positive_weights_R=torch.where(number > 0, 1 / number, 0),
+        num_positives_R=number,
         excluded=torch.nonzero(own, as_tuple=True),
         num_anchors=int((number > 0).sum()),
         num_positives=len(anchors),
