@@ -176,10 +176,10 @@ def _cuts(ascending: Tensor, starts: list[int]) -> list[slice]:
 def _gathered(states: Sequence[Tensor], counts: list[int]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """Groups of layers: unit rows (g, r, H), their norms (g, r), and the unit rows of all ranks (g, R, H).
 
-    Small layers share a group, so that they cost one collective; the next group travels while one is worked at. All
-    ranks make the same groups, however uneven their shares.
+    Small layers share a group, so that they cost one collective; the next group travels while one is worked at, and so
+    a group has a quarter of ``_ELEMENTS``. All ranks make the same groups, however uneven their shares.
     """
-    size = max(1, _ELEMENTS // (sum(counts) * max(*counts, states[0].shape[1])))
+    size = max(1, _ELEMENTS // (4 * sum(counts) * max(*counts, states[0].shape[1])))
     groups = [states[first : first + size] for first in range(0, len(states), size)]
     started = _start(groups[0], counts)
     for following in (*groups[1:], None):

@@ -53,5 +53,5 @@ def cases(draw, world=1):
     relations = upper + upper.T + EXCLUDED * torch.eye(rows, dtype=torch.int64)
     states = torch.randn(layers, rows, hidden, generator=generator, dtype=torch.float64)
     states *= draw(st.sampled_from([1e-4, 1.0, 1e4]))
-    elements = draw(st.sampled_from([1, 2 * rows, 3 * rows * max(rows, hidden), 2**22]))
+    elements = draw(st.sampled_from([1, 2 * rows, 12 * rows * max(rows, hidden), 2**22]))
     return states, relations, counts, draw(st.sampled_from([0.01, 0.05, 0.1, 1.0])), elements
