@@ -77,8 +77,9 @@ class _LayerAlignments(torch.autograd.Function):
         blocks, sums, gradients = _blocks(batch), [], []
         for units_grH, norms_gr, columns_gRH in _gathered(states, batch.counts):
             *found, gradient_grH = _align(units_grH, columns_gRH, batch, blocks, temperature)
-            along_gr = (gradient_grH * units_grH).sum(2, keepdim=True)
-            gradients.append(gradient_grH.sub_(units_grH * along_gr).div_(norms_gr[..., None]))
+            along_gr = torch.linalg.vecdot(gradient_grH, units_grH)
+            across_grH = gradient_grH.addcmul_(units_grH, along_gr[..., None], value=-1)
+            gradients.append(across_grH.div_(norms_gr[..., None]))
             sums.append(found)
         ctx.save_for_backward(*gradients)
         losses_L, positive_L, other_L = (torch.cat(parts) for parts in zip(*sums, strict=True))
@@ -108,7 +109,7 @@ def _align(
         positive_logits_gP[:, block.pairs] = logits_gbR[block.positives]
     losses_g = ((denominators_gr[:, anchors_P] - positive_logits_gP) * weights_r[anchors_P]).sum(1)
     positive_g = positive_logits_gP.sum(1) * temperature
-    other_g = (units_grH.sum(1) * columns_gRH.sum(1)).sum(1) - units_grH.square().sum((1, 2)) - positive_g
+    other_g = (units_grH.sum(1) * columns_gRH.sum(1)).sum(1) - torch.linalg.vector_norm(units_grH, dim=(1, 2)).square() - positive_g
 
     # Anchors without positives have no loss: exp(logit - inf) = 0.
     denominators_gr.masked_fill_(weights_r.isinf(), torch.inf)
