@@ -109,7 +109,8 @@ def _align(
         positive_logits_gP[:, block.pairs] = logits_gbR[block.positives]
     losses_g = ((denominators_gr[:, anchors_P] - positive_logits_gP) * weights_r[anchors_P]).sum(1)
     positive_g = positive_logits_gP.sum(1) * temperature
-    other_g = (units_grH.sum(1) * columns_gRH.sum(1)).sum(1) - torch.linalg.vector_norm(units_grH, dim=(1, 2)).square() - positive_g
+    own_g = torch.linalg.vector_norm(units_grH, dim=(1, 2)).square()
+    other_g = (units_grH.sum(1) * columns_gRH.sum(1)).sum(1) - own_g - positive_g
 
     # Anchors without positives have no loss: exp(logit - inf) = 0.
     denominators_gr.masked_fill_(weights_r.isinf(), torch.inf)
