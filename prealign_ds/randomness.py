@@ -8,6 +8,7 @@ import numpy as np
 
 _MASK = (1 << 64) - 1
 _GAMMA, _MIX_A, _MIX_B = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_ARRAY_CONSTANTS = tuple(np.uint64(value) for value in (_GAMMA, 30, _MIX_A, 27, _MIX_B, 31))
 
 
 def key_of(*parts: int | str) -> int:
@@ -26,12 +27,13 @@ def mix(value: int) -> int:
 
 def mix_array(values: np.ndarray) -> np.ndarray:
     """:func:`mix` for an array of ``uint64``, element by element."""
-    values = values + np.uint64(_GAMMA)
-    values ^= values >> np.uint64(30)
-    values *= np.uint64(_MIX_A)
-    values ^= values >> np.uint64(27)
-    values *= np.uint64(_MIX_B)
-    values ^= values >> np.uint64(31)
+    gamma, shift_a, mix_a, shift_b, mix_b, shift_c = _ARRAY_CONSTANTS
+    values = values + gamma
+    values ^= values >> shift_a
+    values *= mix_a
+    values ^= values >> shift_b
+    values *= mix_b
+    values ^= values >> shift_c
     return values
 
 
@@ -56,7 +58,7 @@ class KeyedPermutation:
         self._low_bits = bits // 2
         self._low_mask = (1 << self._low_bits) - 1
         self._high_mask = (1 << (bits - self._low_bits)) - 1
-        self._round_keys = [mix(key + index) for index in range(self._ROUNDS)]
+        self._round_keys = [(mix(key + index), mix(key + index + 1)) for index in range(0, self._ROUNDS, 2)]
 
     def __call__(self, index: int) -> int:
         """The element at place ``index``.
@@ -66,13 +68,12 @@ class KeyedPermutation:
         """
         if not 0 <= index < self.size:
             raise IndexError(f"index {index} is outside range({self.size})")
+        low_bits, low_mask, high_mask = self._low_bits, self._low_mask, self._high_mask
         while True:
-            high, low = index >> self._low_bits, index & self._low_mask
-            for place, round_key in enumerate(self._round_keys):
-                if place % 2:
-                    high ^= mix(low ^ round_key) & self._high_mask
-                else:
-                    low ^= mix(high ^ round_key) & self._low_mask
-            index = (high << self._low_bits) | low
+            high, low = index >> low_bits, index & low_mask
+            for even, odd in self._round_keys:
+                low ^= mix(high ^ even) & low_mask
+                high ^= mix(low ^ odd) & high_mask
+            index = (high << low_bits) | low
             if index < self.size:
                 return index

@@ -8,8 +8,6 @@ decide; the rest (apostrophes, tokens that hold a part of a character) is decide
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import regex
 
@@ -23,31 +21,23 @@ A border depends on two characters to either side: ``n`` and ``t`` around an apo
 
 _MEASURED = 1 << 16  # windows remembered: contractions come again and again
 
-_CLASS = regex.compile(r"(?P<space>\s)|(?P<letter>[\p{L}\p{M}])|(?P<digit>\p{N})|(?P<other>.)", regex.DOTALL)
+_KIND = regex.compile(
+    rf"(?P<s>\s)|(?P<l>[\p{{L}}\p{{M}}])|(?P<d>\p{{N}})|(?P<u>[{APOSTROPHES}\udc80-\udcff])|(?P<o>.)", regex.DOTALL
+)  # space, letter, digit, unclear (an apostrophe, or a byte of a character that tokens cut), other
+_KIND_BIT = {"": 1, "s": 2, "l": 4, "d": 8, "u": 16, "o": 32}
 _LEADING_SPACE = regex.compile(r"\s*")
-_NONE, _SPACE, _LETTER = 0, 1, 2
-_CODES = {"space": _SPACE, "letter": _LETTER, "digit": 3, "other": 4}
 
-
-@dataclass(frozen=True)
-class WordSpans:
-    """Word candidates of a token row, as arrays over its tokens.
-
-    Attributes:
-        starts: bool, whether a word (or a piece of one that tokens cut) begins at this token.
-        borders: int64, ascending places where a new word or white space begins, the row's length at the end.
-        unclean: int64, running count of tokens that are not of one class of characters; shape (tokens + 1,).
-        unclear: int64, running count of tokens that only decoded text can judge; shape (tokens + 1,).
-    """
-
-    starts: np.ndarray
-    borders: np.ndarray
-    unclean: np.ndarray
-    unclear: np.ndarray
+_BORDER, _UNCLEAR, _CLEAN = 0x3F, 0x40, 0x80
+WORD_START = _CLEAN + 1
+"""Least mark of a token at which a word (or a piece of one that tokens cut) begins."""
 
 
 class WordFinder:
     """Finds words in rows of token ids.
+
+    Each token of a row has a mark, a byte that depends on it and its predecessor alone: ``_BORDER`` bits, not all 0
+    where a new word or white space begins; ``_UNCLEAR``, only decoded text can judge it; ``_CLEAN``, it is of one class
+    of characters, white space before them aside. What is unclear counts as clean, and as a border before and behind.
 
     Args:
         pieces: The bytes of every token id, None for special tokens (``corpus.tokenizer.token_bytes``).
@@ -56,66 +46,51 @@ class WordFinder:
     def __init__(self, pieces: list[bytes | None]):
         self._pieces = pieces
         self._measured: dict[tuple[tuple[int, ...], int], int] = {}
-        size = len(pieces)
-        self._first = np.zeros(size, dtype=np.uint8)
-        self._last = np.zeros(size, dtype=np.uint8)
-        self._leads = np.zeros(size, dtype=bool)
-        self._clean = np.zeros(size, dtype=bool)
-        self._unclear = np.zeros(size, dtype=bool)
+        self._leads = np.zeros(len(pieces), dtype=bool)
+        # mark = _own[token] & _after[predecessor]: the predecessor's last kind is one bit, and that bit is all that is
+        # missing from the border bits of a token that goes on with this kind.
+        self._own, self._after = np.zeros((2, len(pieces)), dtype=np.uint8)
         for token, piece in enumerate(pieces):
-            if piece:
-                self._classify(token, piece)
+            kinds = "".join(match.lastgroup for match in _KIND.finditer(_decode(piece or b"")))
+            unclear, leads = "u" in kinds, kinds.startswith("s")
+            clean = unclear or len(set(kinds.lstrip("s"))) == 1
+            goes_on = 0 if unclear or leads else _KIND_BIT[kinds[:1]]
+            self._leads[token] = leads
+            self._own[token] = _BORDER - goes_on | _UNCLEAR * unclear | _CLEAN * clean
+            self._after[token] = _KIND_BIT["u" if unclear else kinds[-1:]] | _UNCLEAR | _CLEAN
 
-    def _classify(self, token: int, piece: bytes) -> None:
-        try:
-            text = piece.decode()
-        except UnicodeDecodeError:
-            self._unclear[token] = self._clean[token] = True
-            return
-        classes = [_CODES[match.lastgroup] for match in _CLASS.finditer(text)]
-        self._first[token], self._last[token] = classes[0], classes[-1]
-        self._leads[token] = classes[0] == _SPACE
-        body = classes[_LEADING_SPACE.match(text).end() :]
-        self._unclear[token] = any(character in APOSTROPHES for character in text)
-        self._clean[token] = bool(body) and (self._unclear[token] or len(set(body)) == 1)
+    def marks(self, tokens: np.ndarray) -> np.ndarray:
+        """The marks of a row's tokens, uint8; vectorised, and without decoding."""
+        marks = self._own[tokens]
+        marks[1:] &= self._after[tokens[:-1]]
+        return marks
 
-    def spans(self, tokens: np.ndarray) -> WordSpans:
-        """Classify every token of a row; linear, vectorised, and without decoding."""
-        first, last, clean = self._first[tokens], self._last[tokens], self._clean[tokens]
-        unclear = self._unclear[tokens]
-        begins = self._leads[tokens]
-        begins[1:] |= first[1:] != last[:-1]
-        begins[:1] = True
-        hazy = unclear.copy()
-        hazy[1:] |= unclear[:-1]
-        begins |= hazy
-        return WordSpans(
-            starts=begins & clean,
-            borders=np.append(np.flatnonzero(begins), len(tokens)),
-            unclean=_running(~clean),
-            unclear=_running(unclear),
-        )
-
-    def ends(self, tokens: np.ndarray, spans: WordSpans, begins: np.ndarray) -> np.ndarray:
+    def ends(self, tokens: np.ndarray, marks: np.ndarray, begins: list[int]) -> list[int]:
         """Where the words end that begin at the tokens ``begins``; 0 where no word is exactly whole tokens.
 
         Args:
             tokens: The row, with :data:`CONTEXT` tokens on each side of the places of interest where the text has them.
-            spans: Of the same row.
-            begins: int64 places in the row where ``spans.starts`` holds.
+            marks: Of the same row.
+            begins: Places in the row with a mark of :data:`WORD_START` or more.
         """
-        ends = spans.borders[np.searchsorted(spans.borders, begins, side="right")]
-        unclear = spans.unclear[np.minimum(ends + 1, len(tokens))] > spans.unclear[np.maximum(begins - 1, 0)]
-        result = np.where(spans.unclean[ends] > spans.unclean[begins], 0, ends)
-        for place in np.flatnonzero(unclear):
-            result[place] = self._end_by_text(tokens, int(begins[place]))
-        return result
+        flags = marks.tobytes() + bytes([_BORDER])  # the row's end; it also stands before the first token
+        ends = []
+        for begin in begins:
+            end = begin + 1
+            while flags[end] == _CLEAN:
+                end += 1
+            if not flags[end]:  # a token that begins as a part of the word and ends as something else
+                end = 0
+            elif (flags[begin - 1] | flags[begin] | flags[end]) & _UNCLEAR:
+                end = self._end_by_text(tokens, begin)
+            ends.append(end)
+        return ends
 
     def _end_by_text(self, tokens: np.ndarray, begin: int) -> int:
         """The same as :meth:`ends` for one word: decode the tokens that can matter, find words, compare borders."""
-        low = begin
-        while low > max(0, begin - CONTEXT) and self._pieces[tokens[low - 1]] is not None:
-            low -= 1
+        low, size = begin, 0
+        while low and size < CONTEXT and (piece := self._pieces[tokens[low - 1]]) is not None:
+            low, size = low - 1, size + len(piece)
         high = begin + 1
         while high < len(tokens) and self._pieces[tokens[high]] is not None and not self._leads[tokens[high]]:
             high += 1
@@ -149,12 +124,6 @@ def split_leading_space(text: str) -> tuple[str, str]:
     """``text`` as (leading white space, rest)."""
     end = _LEADING_SPACE.match(text).end()
     return text[:end], text[end:]
-
-
-def _running(flags: np.ndarray) -> np.ndarray:
-    counts = np.zeros(len(flags) + 1, dtype=np.int64)
-    np.cumsum(flags, out=counts[1:])
-    return counts
 
 
 def _decode(raw: bytes) -> str:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from array import array
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Mapping
@@ -14,9 +15,8 @@ from typing import Literal, Protocol
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from prealign_ds.alignment.rows import expand_ranges
 from prealign_ds.alignment.table import AlignmentTable
-from prealign_ds.codeswitch.spans import CONTEXT, WordFinder, split_leading_space
+from prealign_ds.codeswitch.spans import CONTEXT, WORD_START, WordFinder, split_leading_space
 from prealign_ds.corpus.clone import CLONE_LANGUAGE, clone_ids
 from prealign_ds.corpus.tokenizer import FragmentEncoder
 from prealign_ds.randomness import mix_array
@@ -26,6 +26,10 @@ IGNORED = -100
 """Target of a position that no loss is computed for."""
 
 Mode = Literal["off", "input_only", "vanilla"]
+
+_SIZE = 8  # rows are put together as bytes of int64: slices of them are far cheaper than slices of arrays
+_LOW_BITS = np.uint64(0xFFFFFFFF)
+_IGNORED = np.int64(IGNORED).tobytes()
 
 
 class TokenRow(Protocol):
@@ -54,15 +58,6 @@ class Switched:
     num_words: int = 0
     num_drawn: int = 0
     num_switched: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Choices:
-    """All replacements of one word as it is spelled in tokens; ``cumulative`` ends at 1."""
-
-    cumulative: list[float]
-    languages: list[str]
-    tokens: list[np.ndarray]
 
 
 class CodeSwitcher:
@@ -102,7 +97,12 @@ class CodeSwitcher:
         self._encode = FragmentEncoder(tokenizer)
         self._words = WordFinder(self._encode.pieces)
         self._clone_ids = clone_ids(tokenizer)
-        self._choices: dict[bytes, _Choices] = {}
+        # The replacements of all words seen so far, in columns, for few cache misses. A word as it is spelled in tokens
+        # has a range of them, over which ``_cumulative`` rises to 1.
+        self._choices: dict[bytes, range] = {}
+        self._cumulative = array("d")
+        self._replacements: list[bytes] = []
+        self._languages: list[str] = []
 
     def __call__(self, corpus: TokenRow, start: int, length: int, ratio: float, key: int) -> Switched:
         """Switch the sample that owns the tokens ``start .. start + length`` (the last one as a target only).
@@ -118,90 +118,100 @@ class CodeSwitcher:
             key: Key of (seed, corpus, epoch).
         """
         before = min(CONTEXT, start)
-        row = corpus.read(start - before, before + length + 1 + CONTEXT)
-        spans = self._words.spans(row)
-        starts = spans.starts[before : before + length]
-        offsets = np.arange(start, start + length, dtype=np.uint64)
-        bits = mix_array(offsets ^ np.uint64(key))
+        last = before + length
+        row = corpus.read(start - before, last + 1 + CONTEXT).astype(np.int64)
+        marks = self._words.marks(row)
+        starts = marks[before:last] >= WORD_START
+        bits = mix_array(np.arange(start, start + length, dtype=np.uint64) ^ np.uint64(key))
         threshold = np.uint64(min(int(ratio * 2.0**64), 2**64 - 1))
-        places = np.flatnonzero((bits < threshold) & starts)
-        ends = self._words.ends(row, spans, places + before) - before
-        tokens = row[before : before + length + 1].astype(np.int64)
-        whole = (places < ends) & (ends <= length)
-        begins, ends, draws = places[whole], ends[whole], bits[places[whole]]
-        chosen, replacements, languages = [], [], []
-        raw = tokens.tobytes()
-        for word, (begin, end, draw) in enumerate(zip(begins.tolist(), ends.tolist(), draws.tolist(), strict=True)):
-            if choices := self._choices_of(raw[8 * begin : 8 * end]):
-                choice = bisect_right(choices.cumulative, (draw & 0xFFFFFFFF) * 2.0**-32)
-                chosen.append(word)
-                replacements.append(choices.tokens[choice])
-                languages.append(choices.languages[choice])
-        inputs, targets = self._assemble(tokens, begins[chosen], ends[chosen], replacements)
+        places = ((bits < threshold) & starts).nonzero()[0]
+        draws = (bits[places] & _LOW_BITS) * 2.0**-32
+        begins = (places + before).tolist()
+        ends = [end if end <= last else 0 for end in self._words.ends(row, marks, begins)]
+        inputs, targets, chosen = self._switch(row.tobytes(), before, last, begins, ends, draws.tolist())
         if (missing := length - len(inputs)) > 0:
             following = corpus.read(start + length, missing).astype(np.int64)
             inputs = np.concatenate([inputs, following, np.zeros(missing - len(following), dtype=np.int64)])
             targets = np.concatenate([targets, np.full(missing, IGNORED, dtype=np.int64)])
-        return Switched(inputs[:length], targets[:length], int(starts.sum()), len(begins), Counter(languages))
+        return Switched(
+            inputs[:length],
+            targets[:length],
+            num_words=int(np.count_nonzero(starts)),
+            num_drawn=len(ends) - ends.count(0),
+            num_switched=Counter(map(self._languages.__getitem__, chosen)),
+        )
 
-    def _assemble(
-        self, tokens: np.ndarray, begins: np.ndarray, ends: np.ndarray, replacements: list[np.ndarray]
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets of the whole switched row; ``tokens`` has one more than the inputs, the last target.
+    def _switch(
+        self, raw: bytes, first: int, last: int, begins: list[int], ends: list[int], draws: list[float]
+    ) -> tuple[np.ndarray, np.ndarray, list[int]]:
+        """Inputs and targets of the whole switched row ``first .. last``, and the places of the replacements chosen.
 
         Input-only: a kept token predicts its successor in the ORIGINAL text, which for the predecessor of a switched
         word is the original word's first token; of a replacement only the last token predicts, namely what follows the
         original word. Vanilla: every token predicts its successor in the switched text.
+
+        Args:
+            raw: The row, :data:`_SIZE` bytes a token.
+            first: Place in it of the sample's first token.
+            last: Place of the sample's last token, a target only.
+            begins: Where drawn words begin.
+            ends: Where they end; 0 if they are not whole.
+            draws: Numbers in [0, 1) that choose among their replacements.
         """
-        if not replacements:
-            return tokens[:-1], tokens[1:]
-        lengths = np.array([len(replacement) for replacement in replacements])
-        growth = np.cumsum(lengths - (ends - begins))
-        finals = ends + growth  # behind each replacement, in the new row
-        switched, shift = np.zeros((2, len(tokens)), dtype=np.int64)
-        switched[begins] = 1
-        switched[ends] -= 1
-        shift[ends] = np.diff(growth, prepend=0)
-        kept = np.flatnonzero(np.cumsum(switched[:-1]) == 0)
-        places = kept + np.cumsum(shift)[kept]
-        row = np.empty(len(tokens) - 1 + growth[-1], dtype=np.int64)
-        row[places] = tokens[kept]
-        row[expand_ranges(finals - lengths, finals)] = np.concatenate(replacements)
+        known, cumulative, replacements = self._choices, self._cumulative, self._replacements
+        inputs: list[bytes] = []
+        targets: list[bytes] = []
+        chosen: list[int] = []
+        shown, due = first * _SIZE, (first + 1) * _SIZE  # where the text goes on in them
+        for begin, end, draw in zip(begins, ends, draws, strict=True):
+            if not end:
+                continue
+            spelling = raw[begin * _SIZE : end * _SIZE]
+            choices = known.get(spelling)
+            if choices is None:
+                choices = self._find_choices(spelling)
+            if choices:
+                choice = bisect_right(cumulative, draw, choices.start, choices.stop)
+                replacement = replacements[choice]
+                inputs += raw[shown : begin * _SIZE], replacement
+                targets += raw[due : (begin + 1) * _SIZE], _IGNORED * (len(replacement) // _SIZE - 1)
+                shown = due = end * _SIZE
+                chosen.append(choice)
+        inputs.append(raw[shown : last * _SIZE])
+        targets.append(raw[due : (last + 1) * _SIZE])
         if self.mode == "vanilla":
-            return row, np.append(row[1:], tokens[-1])
-        targets = np.full(len(row), IGNORED, dtype=np.int64)
-        targets[places] = tokens[kept + 1]
-        targets[finals - 1] = tokens[ends]
-        return row, targets
+            row = _join([*inputs, raw[last * _SIZE : (last + 1) * _SIZE]])
+            return row[:-1], row[1:], chosen
+        return _join(inputs), _join(targets), chosen
 
-    def _choices_of(self, spelling: bytes) -> _Choices | None:
-        choices = self._choices.get(spelling)
-        # Words without a translation are not remembered: the table bounds memory, the corpus does not.
-        if choices is None and (choices := self._find_choices(np.frombuffer(spelling, dtype=np.int64))):
-            self._choices[spelling] = choices
-        return choices
-
-    def _find_choices(self, tokens: np.ndarray) -> _Choices | None:
+    def _find_choices(self, spelling: bytes) -> range:
+        """The places of a word's replacements; looked up, encoded and remembered."""
+        tokens = np.frombuffer(spelling, dtype=np.int64)
         space, word = split_leading_space(self._words.text(tokens))
         index = self._table.lookup(word)
-        if index is None:
-            return None
-        languages: list[str] = []
-        replacements: list[np.ndarray] = []
+        translations = {} if index is None else self._table.translations(self._table.words[index])
         probabilities: list[float] = []
-        for language, translations in self._table.translations(self._table.words[index]).items():
+        for language, texts in translations.items():
             if not self._weights.get(language):
                 continue
             if language == CLONE_LANGUAGE:
                 found = [self._clone_ids[tokens]]
             else:
-                encoded = self._encode([space + copy_case(word, translation) for translation in translations])
+                encoded = self._encode([space + copy_case(word, text) for text in texts])
                 found = [ids for ids in encoded if ids is not None]
-            languages += [language] * len(found)
-            replacements += found
-            probabilities += [self._weights[language] / len(found)] * len(found)
-        if not replacements:
-            return None
-        cumulative = np.cumsum(probabilities) / np.sum(probabilities)
-        cumulative[-1] = 1.0
-        return _Choices(cumulative.tolist(), languages, replacements)
+            probabilities += [self._weights[language] / max(1, len(found))] * len(found)
+            self._replacements += [ids.tobytes() for ids in found]
+            self._languages += [language] * len(found)
+        choices = range(len(self._cumulative), len(self._replacements))
+        if choices:
+            cumulative = np.cumsum(probabilities) / np.sum(probabilities)
+            cumulative[-1] = 1.0
+            self._cumulative.extend(cumulative.tolist())
+        # Of the words without, only those of one token are remembered: table and vocabulary bound memory, not the text.
+        if choices or len(tokens) == 1:
+            self._choices[spelling] = choices
+        return choices
+
+
+def _join(pieces: list[bytes]) -> np.ndarray:
+    return np.frombuffer(bytearray().join(pieces), dtype=np.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 
 import numpy as np
@@ -41,13 +42,15 @@ class Blend:
 
     def __call__(self, sample: int) -> tuple[int, int]:
         """The corpus (its place in ``weights``) and the index within that corpus of global sample ``sample``."""
+        if self.block == 1:
+            return 0, sample
         block, place = divmod(sample, self.block)
         if self._current[0] != block:
             self._current = (block, KeyedPermutation(self.block, mix(self._key + block)))
         place = self._current[1](place)
-        corpus = int(np.searchsorted(self._bounds, place, side="right"))
-        count = int(self.counts[corpus])
-        return corpus, block * count + place - (self._bounds[corpus] - count)
+        corpus = bisect_right(self._bounds, place)
+        first = self._bounds[corpus - 1] if corpus else 0
+        return corpus, block * (self._bounds[corpus] - first) + place - first
 
 
 def _exact_block(shares: np.ndarray) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import Dataset
@@ -61,6 +61,14 @@ class Sample:
     num_switched: dict[str, int] = field(default_factory=dict)
 
 
+class _Pass(NamedTuple):
+    """The current pass over a corpus: what its order and its switches are drawn with."""
+
+    epoch: int
+    order: KeyedPermutation
+    switch_key: int
+
+
 class CodeSwitchedStream(Dataset):
     """Shuffled, blended and code-switched samples of fixed length S.
 
@@ -103,28 +111,31 @@ class CodeSwitchedStream(Dataset):
                     f"corpus {corpus.name}: {corpus.tokens.num_tokens} tokens are less than one sample of "
                     f"{sequence_length} + 1; give more text or a smaller data.sequence_length"
                 )
-        self._orders: dict[tuple[int, int], KeyedPermutation] = {}
+        self._passes: dict[int, _Pass] = {}
 
     def locate(self, index: int) -> tuple[StreamCorpus, int, int]:
         """The corpus, the epoch over it, and the offset of the first token of sample ``index``."""
+        corpus, visit, start = self._locate(index)
+        return corpus, visit.epoch, start
+
+    def _locate(self, index: int) -> tuple[StreamCorpus, _Pass, int]:
         place, local = self.blend(index)
-        corpus = self.corpora[place]
-        epoch, turn = divmod(local, self._samples_per_epoch[place])
-        if (place, epoch) not in self._orders:
-            self._orders = {key: order for key, order in self._orders.items() if key[0] != place}
-            key = key_of("order", self.seed, corpus.name, epoch)
-            self._orders[place, epoch] = KeyedPermutation(self._samples_per_epoch[place], key)
-        return corpus, epoch, self._orders[place, epoch](turn) * self.sequence_length
+        corpus, samples = self.corpora[place], self._samples_per_epoch[place]
+        epoch, turn = divmod(local, samples)
+        visit = self._passes.get(place)
+        if visit is None or visit.epoch != epoch:
+            order = KeyedPermutation(samples, key_of("order", self.seed, corpus.name, epoch))
+            visit = self._passes[place] = _Pass(epoch, order, key_of("switch", self.seed, corpus.name, epoch))
+        return corpus, visit, visit.order(turn) * self.sequence_length
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, any integer from 0 on."""
-        corpus, epoch, start = self.locate(index)
+        corpus, visit, start = self._locate(index)
         if self.switcher is None or not corpus.switched:
             row = corpus.tokens.read(start, self.sequence_length + 1).astype(np.int64)
             return Sample(row[:-1], row[1:], corpus.language)
         ratio = self.ratio(index) if callable(self.ratio) else self.ratio
-        key = key_of("switch", self.seed, corpus.name, epoch)
-        done = self.switcher(corpus.tokens, start, self.sequence_length, ratio, key)
+        done = self.switcher(corpus.tokens, start, self.sequence_length, ratio, visit.switch_key)
         return Sample(done.input_ids, done.targets, corpus.language, done.num_words, done.num_drawn, done.num_switched)
 
     def fingerprint(self, **more: Any) -> str:

@@ -6,7 +6,7 @@ from conftest import make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from prealign_ds.codeswitch.spans import WordFinder
+from prealign_ds.codeswitch.spans import WORD_START, WordFinder
 from prealign_ds.corpus.tokenizer import FragmentEncoder, token_bytes
 from prealign_ds.words import WORD
 
@@ -42,10 +42,10 @@ def _document_spans(pieces, tokens, low, high):
 
 
 def fast_spans(finder, tokens):
-    spans = finder.spans(tokens)
-    begins = np.flatnonzero(spans.starts)
-    ends = finder.ends(tokens, spans, begins)
-    return [(int(a), int(b)) for a, b in zip(begins, ends, strict=True) if b]
+    marks = finder.marks(tokens)
+    begins = np.flatnonzero(marks >= WORD_START).tolist()
+    ends = finder.ends(tokens, marks, begins)
+    return [(begin, end) for begin, end in zip(begins, ends, strict=True) if end]
 
 
 @pytest.mark.parametrize("seed", range(3))
