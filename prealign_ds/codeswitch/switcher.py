@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import threading
 from array import array
 from bisect import bisect_right
 from collections import Counter
@@ -28,6 +29,7 @@ IGNORED = -100
 Mode = Literal["off", "input_only", "vanilla"]
 
 _SIZE = 8  # rows are put together as bytes of int64: slices of them are far cheaper than slices of arrays
+_COLUMNS_GROW = threading.Lock()
 _LOW_BITS = np.uint64(0xFFFFFFFF)
 _IGNORED = np.int64(IGNORED).tobytes()
 
@@ -162,25 +164,27 @@ class CodeSwitcher:
         inputs: list[bytes] = []
         targets: list[bytes] = []
         chosen: list[int] = []
-        shown, due = first * _SIZE, (first + 1) * _SIZE  # where the text goes on in them
+        first, last = first * _SIZE, last * _SIZE  # from here on places are counted in bytes
+        shown, due = first, first + _SIZE  # where the text goes on in them
         for begin, end, draw in zip(begins, ends, draws, strict=True):
             if not end:
                 continue
-            spelling = raw[begin * _SIZE : end * _SIZE]
+            begin, end = begin * _SIZE, end * _SIZE
+            spelling = raw[begin:end]
             choices = known.get(spelling)
             if choices is None:
                 choices = self._find_choices(spelling)
             if choices:
                 choice = bisect_right(cumulative, draw, choices.start, choices.stop)
                 replacement = replacements[choice]
-                inputs += raw[shown : begin * _SIZE], replacement
-                targets += raw[due : (begin + 1) * _SIZE], _IGNORED * (len(replacement) // _SIZE - 1)
-                shown = due = end * _SIZE
+                inputs += raw[shown:begin], replacement
+                targets += raw[due : begin + _SIZE], _IGNORED * (len(replacement) // _SIZE - 1)
+                shown = due = end
                 chosen.append(choice)
-        inputs.append(raw[shown : last * _SIZE])
-        targets.append(raw[due : (last + 1) * _SIZE])
+        inputs.append(raw[shown:last])
+        targets.append(raw[due : last + _SIZE])
         if self.mode == "vanilla":
-            row = _join([*inputs, raw[last * _SIZE : (last + 1) * _SIZE]])
+            row = _join([*inputs, raw[last : last + _SIZE]])
             return row[:-1], row[1:], chosen
         return _join(inputs), _join(targets), chosen
 
@@ -190,6 +194,8 @@ class CodeSwitcher:
         space, word = split_leading_space(self._words.text(tokens))
         index = self._table.lookup(word)
         translations = {} if index is None else self._table.translations(self._table.words[index])
+        replacements: list[bytes] = []
+        languages: list[str] = []
         probabilities: list[float] = []
         for language, texts in translations.items():
             if not self._weights.get(language):
@@ -199,13 +205,15 @@ class CodeSwitcher:
             else:
                 encoded = self._encode([space + copy_case(word, text) for text in texts])
                 found = [ids for ids in encoded if ids is not None]
+            replacements += [ids.tobytes() for ids in found]
+            languages += [language] * len(found)
             probabilities += [self._weights[language] / max(1, len(found))] * len(found)
-            self._replacements += [ids.tobytes() for ids in found]
-            self._languages += [language] * len(found)
-        choices = range(len(self._cumulative), len(self._replacements))
-        if choices:
-            cumulative = np.cumsum(probabilities) / np.sum(probabilities)
-            cumulative[-1] = 1.0
+        cumulative = np.cumsum(probabilities) / np.sum(probabilities) if probabilities else np.empty(0)
+        cumulative[-1:] = 1.0
+        with _COLUMNS_GROW:
+            choices = range(len(self._replacements), len(self._replacements) + len(replacements))
+            self._replacements += replacements
+            self._languages += languages
             self._cumulative.extend(cumulative.tolist())
         # Of the words without, only those of one token are remembered: table and vocabulary bound memory, not the text.
         if choices or len(tokens) == 1:

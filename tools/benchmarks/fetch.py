@@ -1,0 +1,236 @@
+"""How fast samples come: the code-switched stream beside megatron-core's GPTDataset, and the opening of a large index.
+
+    python tools/benchmarks/fetch.py
+    python tools/benchmarks/fetch.py --text en.jsonl.xz --source en-de.tsv.xz:de --source en-ru.tsv.xz:ru
+
+One process, one core, one sample at a time. Without --text, the text is made up: Zipf-distributed words with capitals,
+apostrophes, digits and punctuation. Without --source, so are the translations.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import struct
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT))
+
+from prealign_ds.alignment.counting import WordCount, count_words
+from prealign_ds.alignment.sources import Pair, read_pairs
+from prealign_ds.alignment.table import AlignmentTable
+from prealign_ds.codeswitch.switcher import CodeSwitcher
+from prealign_ds.corpus.documents import read_file
+from prealign_ds.corpus.tokenizer import load_tokenizer, train_tokenizer
+from prealign_ds.corpus.tokens import CorpusTokens, IndexedDatasetBuilder
+from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
+
+SEQUENCE_LENGTH = 1024
+RATIO = 0.05
+VOCABULARY = 32_000
+TEXT_CHARACTERS = 8_000_000
+BLOCK = 300  # samples
+INDEX_DOCUMENTS, DOCUMENT_TOKENS = 1_000_000, 1_000
+
+_SYLLABLES = [a + b + c for a in ("", *"bdfglmnprstw", "st", "th", "ch") for b in "aeiou" for c in ("", "n", "r", "s")]
+_OPEN = """
+import os, sys, time
+from prealign_ds.corpus.tokens import CorpusTokens
+def resident_mb():
+    return int(open("/proc/self/statm").read().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
+before, start = resident_mb(), time.perf_counter()
+tokens = CorpusTokens(sys.argv[1])
+seconds = time.perf_counter() - start
+tokens.read(tokens.num_tokens // 2, 1025).sum()
+print(seconds, resident_mb() - before)
+"""
+
+
+def measure_fetch(
+    scratch: Path, repeats: int, text: Path | None = None, sources: Sequence[str] = ()
+) -> dict[str, dict[str, float]]:
+    """Time per sample of our stream (5 % of the words switched) over that of Megatron's GPTDataset, on the same file.
+
+    Ours gives arrays, Megatron's tensors; blocks of samples alternate, each dataset in its own random order. Each block is
+    read before it is timed, so that its words are known, as they are in a long run: our switcher encodes the translations
+    of a word when it meets it first. ``fetch_first_tokens_per_s`` is the speed of these first readings.
+
+    Args:
+        scratch: An empty folder for what is built.
+        repeats: Pairs of blocks.
+        text: Text file to read, at most :data:`TEXT_CHARACTERS`; None makes one up.
+        sources: Dictionaries as ``FILE:LANGUAGE``; none makes translations up.
+
+    Returns:
+        ``fetch_vs_megatron``, ``fetch_tokens_per_s``, ``fetch_first_tokens_per_s`` and ``megatron_tokens_per_s``, each
+        with min, median and max.
+    """
+    texts = list(_first(made_up_texts() if text is None else (document.text for document in read_file(text))))
+    tokens = _tokenize(texts, scratch)
+    counts = count_words(texts, workers=1)
+    pairs = made_up_pairs(counts) if not sources else _read_all(sources)
+    switcher = CodeSwitcher(AlignmentTable.from_pairs(counts, pairs, 2), load_tokenizer(scratch / "tokenizer"))
+    corpus = StreamCorpus("text", "en", tokens, 1.0, True, tokens.digest)
+    stream = CodeSwitchedStream([corpus], SEQUENCE_LENGTH, 0, switcher, RATIO)
+    megatron = _megatron_dataset(tokens.prefix, repeats * BLOCK)
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # one core, as in the loader's workers
+    torch.set_num_threads(1)
+    blocks = [range(repeat * BLOCK, (repeat + 1) * BLOCK) for repeat in range(repeats)]
+    first, _ = ([_seconds(dataset.__getitem__, block) for block in blocks] for dataset in (stream, megatron))
+    pairs_of_seconds = [[_seconds(dataset.__getitem__, block) for dataset in (stream, megatron)] for block in blocks]
+    ours, theirs = zip(*pairs_of_seconds, strict=True)
+    return {
+        "fetch_vs_megatron": _spread([our / their for our, their in pairs_of_seconds]),
+        "fetch_tokens_per_s": _spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in ours]),
+        "fetch_first_tokens_per_s": _spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in first]),
+        "megatron_tokens_per_s": _spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in theirs]),
+    }
+
+
+def measure_index(scratch: Path, repeats: int) -> dict[str, dict[str, float]]:
+    """Seconds and resident memory (MB) that opening an index of 1 billion tokens takes, each in a process of its own.
+
+    Args:
+        scratch: An empty folder for an index of 20 MB and a .bin file without content.
+        repeats: Processes.
+
+    Returns:
+        ``index_open_s`` and ``index_rss_mb``, each with min, median and max.
+    """
+    prefix = scratch / "large"
+    item = np.dtype(np.uint16).itemsize
+    with open(f"{prefix}.idx", "wb") as handle:  # as Megatron writes it; uint16 has code 8
+        handle.write(struct.pack("<9sQBQQ", b"MMIDIDX\x00\x00", 1, 8, INDEX_DOCUMENTS, INDEX_DOCUMENTS + 1))
+        np.full(INDEX_DOCUMENTS, DOCUMENT_TOKENS, dtype=np.int32).tofile(handle)
+        (np.arange(INDEX_DOCUMENTS, dtype=np.int64) * DOCUMENT_TOKENS * item).tofile(handle)
+        np.arange(INDEX_DOCUMENTS + 1, dtype=np.int64).tofile(handle)
+    with open(f"{prefix}.bin", "wb") as handle:
+        handle.truncate(INDEX_DOCUMENTS * DOCUMENT_TOKENS * item)
+    command = [sys.executable, "-c", _OPEN, str(prefix)]
+    outputs = [
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(repeats)
+    ]
+    seconds, megabytes = zip(*(map(float, output.split()) for output in outputs), strict=True)
+    return {"index_open_s": _spread(seconds), "index_rss_mb": _spread(megabytes)}
+
+
+def made_up_texts(seed: int = 0) -> Iterator[str]:
+    """Endless documents whose words follow Zipf's law, with the marks that make words hard to find."""
+    rng = random.Random(seed)
+    words = list(dict.fromkeys("".join(rng.choices(_SYLLABLES, k=min(1 + place // 99, 3))) for place in range(60_000)))
+    weights = list(accumulate(1 / (place + 3) for place in range(len(words))))
+    endings = [" "] * 40 + [", "] * 3 + [". "] * 3 + ["'s ", "n't ", "; ", "? ", '" ', "-", ".\n", ".\n\n"]
+    while True:
+        chosen = rng.choices(words, cum_weights=weights, k=round(rng.lognormvariate(6, 0.8)) + 1)
+        begins_sentence, parts = True, []
+        for word in chosen:
+            ending = rng.choice(endings)
+            kind = rng.random()
+            if begins_sentence or kind < 0.03:
+                word = word.capitalize()
+            elif kind < 0.05:
+                word = str(rng.randrange(2000))
+            elif kind < 0.07:
+                word = '"' + word
+            parts.append(word + ending)
+            begins_sentence = ending[0] in ".?"
+        yield "".join(parts)
+
+
+def made_up_pairs(counts: Mapping[str, WordCount], seed: int = 0) -> Iterator[Pair]:
+    """One to five translations of each word with letters into each of four languages."""
+    rng = random.Random(seed)
+    for word in counts:
+        if word[0].isalpha():
+            for language in ("aa", "bb", "cc", "dd"):
+                for _ in range(rng.randint(1, 5)):
+                    yield Pair(word, language, "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))), "made-up")
+
+
+def _first(texts: Iterator[str]) -> Iterator[str]:
+    left = TEXT_CHARACTERS
+    while left > 0 and (text := next(texts, "")):
+        left -= len(text)
+        yield text
+
+
+def _tokenize(texts: Sequence[str], scratch: Path) -> CorpusTokens:
+    train_tokenizer(texts, VOCABULARY, scratch / "tokenizer")
+    tokenizer = load_tokenizer(scratch / "tokenizer")
+    builder = IndexedDatasetBuilder(str(scratch / "text.bin"), dtype=np.uint16)
+    for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
+        builder.add_item(torch.tensor([*encoding.ids, tokenizer.eos_token_id]))
+        builder.end_document()
+    builder.finalize(str(scratch / "text.idx"))
+    return CorpusTokens(scratch / "text")
+
+
+def _read_all(sources: Sequence[str]) -> Iterator[Pair]:
+    for source in sources:
+        path, _, language = source.rpartition(":")
+        yield from read_pairs(path, language, None)
+
+
+def _megatron_dataset(prefix: Path, samples: int) -> Any:
+    """Megatron's dataset as its trainer makes it for GPT, without the attention mask that no fast kernel wants."""
+    from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+    from megatron.core.datasets.indexed_dataset import IndexedDataset
+    from megatron.core.datasets.utils import Split
+
+    class Tokenizer:
+        vocab_size, eod, pad = VOCABULARY, 0, None
+        unique_identifiers: dict[str, str] = {}
+
+    config = GPTDatasetConfig(
+        random_seed=0,
+        sequence_length=SEQUENCE_LENGTH,
+        split="1,0,0",
+        path_to_cache=str(prefix.parent / "cache"),
+        tokenizer=Tokenizer(),
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=False,
+        create_attention_mask=False,
+    )
+    documents = IndexedDataset(str(prefix))
+    places = np.arange(len(documents), dtype=np.int32)
+    return GPTDataset(documents, str(prefix), places, samples, Split.train, config)
+
+
+def _seconds(fetch: Callable[[int], object], indices: range) -> float:
+    start = time.perf_counter()
+    for index in indices:
+        fetch(index)
+    return time.perf_counter() - start
+
+
+def _spread(values: Sequence[float]) -> dict[str, float]:
+    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
+
+
+def main() -> None:
+    """Measure both and print them as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--text", type=Path, help="txt, md, html, jsonl or parquet; gz, xz or zst")
+    parser.add_argument("--source", action="append", default=[], metavar="FILE:LANG", help="a dictionary; may repeat")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = measure_fetch(Path(scratch), arguments.repeats, arguments.text, arguments.source)
+        print(json.dumps(found | measure_index(Path(scratch), arguments.repeats), indent=2))
+
+
+if __name__ == "__main__":
+    main()
