@@ -28,8 +28,8 @@ IGNORED = -100
 
 Mode = Literal["off", "input_only", "vanilla"]
 
-_SIZE = 8  # rows are put together as bytes of int64: slices of them are far cheaper than slices of arrays
-_COLUMNS_GROW = threading.Lock()
+_SIZE = 8  # bytes of a token: rows are put together from slices of bytes, which cost far less than slices of arrays
+_COLUMNS_GROW = threading.Lock()  # not of one switcher, so that switchers can be pickled
 _LOW_BITS = np.uint64(0xFFFFFFFF)
 _IGNORED = np.int64(IGNORED).tobytes()
 
@@ -99,8 +99,8 @@ class CodeSwitcher:
         self._encode = FragmentEncoder(tokenizer)
         self._words = WordFinder(self._encode.pieces)
         self._clone_ids = clone_ids(tokenizer)
-        # The replacements of all words seen so far, in columns, for few cache misses. A word as it is spelled in tokens
-        # has a range of them, over which ``_cumulative`` rises to 1.
+        # The replacements of all words seen so far, in columns: few objects, few cache misses. A word as it is spelled in
+        # tokens has a range of them, over which ``_cumulative`` rises to 1.
         self._choices: dict[bytes, range] = {}
         self._cumulative = array("d")
         self._replacements: list[bytes] = []
@@ -189,7 +189,7 @@ class CodeSwitcher:
         return _join(inputs), _join(targets), chosen
 
     def _find_choices(self, spelling: bytes) -> range:
-        """The places of a word's replacements; looked up, encoded and remembered."""
+        """The places of a word's replacements, which are looked up, encoded and remembered."""
         tokens = np.frombuffer(spelling, dtype=np.int64)
         space, word = split_leading_space(self._words.text(tokens))
         index = self._table.lookup(word)

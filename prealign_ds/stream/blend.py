@@ -42,7 +42,7 @@ class Blend:
 
     def __call__(self, sample: int) -> tuple[int, int]:
         """The corpus (its place in ``weights``) and the index within that corpus of global sample ``sample``."""
-        if self.block == 1:
+        if self.block == 1:  # of a single corpus
             return 0, sample
         block, place = divmod(sample, self.block)
         if self._current[0] != block:

@@ -5,7 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from conftest import Row, make_text
+from conftest import Row, llama3_style, make_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_spans import reference_spans
@@ -158,6 +158,23 @@ def test_the_last_word_and_a_word_across_the_border(tokenizer):
     pi = encode(tokenizer, " piano")
     if len(pi) > 1:
         assert cut(Row(tokens), 0, last + 2, 1.0, 0).num_switched == {}, "a word across the border is not"
+
+
+def test_a_word_with_an_apostrophe_is_switched_inside_the_border_alone(tokenizer):
+    table = make_table({"l'eau": ["Xx"]})
+    tokens = encode(tokenizer, " a l'eau we we")
+    ends = [n for n in range(len(tokens)) if tokenizer.decode(tokens[:n]) in (" a l", " a l'", " a l'eau")]
+    assert len(ends) == 3, "three tokens, and words could begin at each"
+    for length in range(1, len(tokens)):
+        done = CodeSwitcher(table, tokenizer)(Row(tokens), 0, length, 1.0, 0)
+        assert sum(done.num_switched.values()) == (length >= ends[-1])
+
+
+def test_a_language_whose_translations_cannot_be_spelled_leaves_the_draw():
+    tokenizer = llama3_style()  # joins the line break to the one before it
+    pairs = [Pair("the", "de", "\nx", "t"), Pair("the", "ru", "это", "t")]
+    switch = CodeSwitcher(AlignmentTable.from_pairs(None, pairs), tokenizer)
+    assert switch(Row(encode(tokenizer, "the a a")), 0, 2, 1.0, 0).num_switched == {"ru": 1}
 
 
 def test_adjacent_switches_line_starts_and_quotes(tokenizer):

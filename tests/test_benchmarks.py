@@ -1,0 +1,22 @@
+"""The benchmarks run, small, and report what they promise."""
+
+import pytest
+
+from tools.benchmarks import fetch
+
+
+def test_fetch(tmp_path, monkeypatch):
+    for name, value in {"TEXT_CHARACTERS": 400_000, "VOCABULARY": 2_000, "BLOCK": 20}.items():
+        monkeypatch.setattr(fetch, name, value)
+    found = fetch.measure_fetch(tmp_path, 1)
+    speeds = {name: spread["median"] for name, spread in found.items()}
+    ratio = speeds.pop("fetch_vs_megatron")
+    assert ratio == pytest.approx(speeds["megatron_tokens_per_s"] / speeds["fetch_tokens_per_s"])
+    assert min(speeds.values()) > 1000
+    assert all(set(spread) == {"min", "median", "max"} for spread in found.values())
+
+
+def test_a_large_index_is_not_read_when_it_is_opened(tmp_path):
+    found = fetch.measure_index(tmp_path, 1)
+    assert (tmp_path / "large.bin").stat().st_size == 2_000_000_000
+    assert found["index_rss_mb"]["max"] < 20 and found["index_open_s"]["max"] < 2
