@@ -99,8 +99,8 @@ class CodeSwitcher:
         self._encode = FragmentEncoder(tokenizer)
         self._words = WordFinder(self._encode.pieces)
         self._clone_ids = clone_ids(tokenizer)
-        # The replacements of all words seen so far, in columns: few objects, few cache misses. A word as it is spelled in
-        # tokens has a range of them, over which ``_cumulative`` rises to 1.
+        # The replacements of all words seen so far, in columns: few objects, few cache misses. A word as it is spelled
+        # in tokens has a range of them, over which ``_cumulative`` rises to 1.
         self._choices: dict[bytes, range] = {}
         self._cumulative = array("d")
         self._replacements: list[bytes] = []
