@@ -8,7 +8,9 @@ pickles, which can run code when they are loaded: load only run folders that you
 from __future__ import annotations
 
 import logging
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -174,7 +176,7 @@ class Checkpoints:
                 check_stop()
         finally:
             if process is not None and process.poll() is None:
-                process.kill()
+                os.killpg(process.pid, signal.SIGKILL)  # its workers too
         self.world.on_main(lambda: _finish_conversion(process, partial, target, log))
         return target
 

@@ -225,9 +225,12 @@ class StageLoop:
                 f"{self._source}: DeepSpeed cannot load it ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "if it is damaged, delete that folder to go on from the checkpoint before it"
             ) from error
-        # From a universal checkpoint, ZeRO-3 gives all groups the numbers of the first.
+        # From a universal checkpoint, ZeRO-3 gives all groups the numbers of the first, and all weights one step counter.
         for group, decay in zip(self.engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
+        for state in self.engine.optimizer.state.values():
+            if isinstance(state.get("step"), torch.Tensor):
+                state["step"] = state["step"].clone()
 
     def _save(self) -> None:
         self.watchdog.at(f"saving step {self.step} of {self.plan.name}")
