@@ -225,7 +225,7 @@ class StageLoop:
                 f"{self._source}: DeepSpeed cannot load it ({type(error).__name__}: {str(error).splitlines()[0]}); "
                 "if it is damaged, delete that folder to go on from the checkpoint before it"
             ) from error
-        # From a universal checkpoint, ZeRO-3 gives all groups the numbers of the first, and all weights one step counter.
+        # From a universal checkpoint, ZeRO-3 gives all groups the numbers of the first, and one step counter to all.
         for group, decay in zip(self.engine.optimizer.param_groups, decays, strict=True):
             group["weight_decay"] = decay
         for state in self.engine.optimizer.state.values():
