@@ -28,7 +28,7 @@ def engine_config(path: Path, plan: StagePlan, optimizer: OptimizerSettings) -> 
         optimizer: Gives AdamW's numbers and the clipping.
 
     Raises:
-        ValueError: If the file sets a key that is derived here.
+        ValueError: If the file sets a key that is derived here, or rounds the weights without ZeRO.
     """
     if not path.is_file():
         raise ValueError(f"deepspeed: {path} does not exist; choose one from ds_configs/")
@@ -36,6 +36,9 @@ def engine_config(path: Path, plan: StagePlan, optimizer: OptimizerSettings) -> 
     for key in _DERIVED:
         if key in config:
             raise ValueError(f"{path}: {key} is derived from the recipe; remove it there")
+    rounded = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
+    if rounded and not config.get("zero_optimization", {}).get("stage"):
+        raise ValueError(f"{path}: {rounded[0]} without ZeRO gives no fp32 weights back; set zero_optimization.stage")
     choice = config.get("optimizer", {}).get("params", {})
     return config | {
         "train_batch_size": plan.batch_samples,
@@ -87,17 +90,19 @@ def take_step(engine: Any) -> bool:
 
     ZeRO's optimizers skip such a step by themselves. Without ZeRO, DeepSpeed would apply it.
     """
-    parameters = list(engine.module.parameters())
-    skipped = False
-    if engine.is_gradient_accumulation_boundary() and not engine.zero_optimization():
-        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-        skipped = not torch.isfinite(torch.nn.utils.get_total_norm(gradients))  # the same on all ranks: it is reduced
-    if skipped:
-        engine.skipped_steps += 1
-        for parameter in parameters:
-            parameter.grad = None  # without gradients, the optimizer has nothing to do
-    engine.step()
-    return not skipped and engine.was_step_applied()
+    optimizer = engine.optimizer
+    if engine.zero_optimization() or not engine.is_gradient_accumulation_boundary():
+        engine.step()
+    else:
+        gradients = [parameter.grad for parameter in engine.module.parameters() if parameter.grad is not None]
+        # The same on all ranks: the gradients are reduced. DeepSpeed counts a step as skipped by this attribute.
+        optimizer.overflow = not torch.isfinite(torch.nn.utils.get_total_norm(gradients))
+        apply = optimizer.step
+        if optimizer.overflow:
+            optimizer.step = lambda: None
+        engine.step()
+        optimizer.step = apply
+    return engine.was_step_applied()
 
 
 def checkpoint_bytes(engine: Any, num_parameters: int) -> int:

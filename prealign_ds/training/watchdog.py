@@ -23,6 +23,7 @@ _LOGGER = logging.getLogger(__name__)
 EXIT_CODE = 86
 """Exit code of a job that the watchdog has ended."""
 _INTERVAL_S = 1.0
+_NO_STORE = "rank 0 no longer answers: it died or hangs, or its node does"
 
 
 class Watchdog:
@@ -41,8 +42,12 @@ class Watchdog:
             store = dist.distributed_c10d._get_default_store()
             self._store = dist.PrefixStore("watchdog", store.clone() if hasattr(store, "clone") else store)
             self._publish()
-            self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
-            self._thread.start()
+            self._heard = time.monotonic()
+            self._threads = [threading.Thread(target=self._watch, name="watchdog", daemon=True)]
+            if not world.is_main:
+                self._threads.append(threading.Thread(target=self._watch_main, name="watchdog of rank 0", daemon=True))
+            for thread in self._threads:
+                thread.start()
 
     def at(self, place: str) -> None:
         """This rank begins something else: ``place`` says what, for the message."""
@@ -52,7 +57,8 @@ class Watchdog:
         """Stop watching."""
         self._closed.set()
         if self._world.size > 1:
-            self._thread.join(timeout=5 * _INTERVAL_S)
+            for thread in self._threads:
+                thread.join(timeout=5 * _INTERVAL_S)
 
     def blame(self) -> str | None:
         """The ranks that no longer publish, named; None if all do. Takes some seconds."""
@@ -64,7 +70,7 @@ class Watchdog:
             silent = [r for r, now in self._read().items() if now["published"] == before[r]["published"]]
             return _names(silent, before, "no longer answers") if silent else None
         except RuntimeError:
-            return "rank 0 no longer answers: it died, or its node did"
+            return _NO_STORE
 
     def _publish(self) -> None:
         self._published += 1
@@ -90,14 +96,12 @@ class Watchdog:
                 self._publish()
                 if self._store.check(["verdict"]):
                     os._exit(EXIT_CODE)
+                self._heard = time.monotonic()
                 if not self._world.is_main:
-                    since = time.monotonic()
                     continue
                 states = self._read()
-            except RuntimeError:  # rank 0, which keeps the store, is gone; give it time to have ended well
-                if time.monotonic() - since > self._seconds:
-                    self._end("rank 0 no longer answers: it died, or its node did")
-                continue
+            except RuntimeError:
+                continue  # rank 0, which keeps the store, is gone: see _watch_main
             now = time.monotonic()
             for rank, state in states.items():
                 if seen.get(rank) != state["published"]:
@@ -110,6 +114,13 @@ class Watchdog:
                 behind = [rank for rank, state in states.items() if state["moves"] == moves]
                 what = "no longer answers" if silent else f"has not moved for {self._seconds:.0f} s"
                 self._end(_names(silent or behind, states, what))
+
+    def _watch_main(self) -> None:
+        """Rank 0 keeps the store; where it is stopped, a call to the store never returns."""
+        while not self._closed.wait(_INTERVAL_S):
+            if time.monotonic() - self._heard > self._seconds + 5 * _INTERVAL_S:
+                print(f"error: {_NO_STORE}; ending the job", file=sys.stderr, flush=True)
+                os._exit(EXIT_CODE)
 
     def _end(self, message: str) -> None:
         print(f"error: {message}; ending the job", file=sys.stderr, flush=True)
