@@ -168,3 +168,11 @@ def num_parameters(model: nn.Module, embeddings: bool = True) -> int:
     tables = {id(m.weight): m.weight.numel() for m in model.modules() if isinstance(m, nn.Embedding)}
     head = cast(PreTrainedModel, model).get_output_embeddings().weight
     return total - sum((tables | {id(head): head.numel()}).values())
+
+
+def training_flops(model: PreTrainedModel, sequence_length: int) -> float:
+    """Training FLOPs a token: 6 N with the LM head, and 12 L H S for attention (arXiv 2204.02311, appendix B)."""
+    config = model.config
+    head = config.vocab_size * config.hidden_size
+    attention = 12 * config.num_hidden_layers * config.hidden_size * sequence_length
+    return 6 * (num_parameters(model, embeddings=False) + head) + attention

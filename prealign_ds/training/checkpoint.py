@@ -1,8 +1,8 @@
 """Checkpoints that are complete or absent, on any number of ranks, and models in transformers' format.
 
-DeepSpeed writes its files into a folder; when every rank has written, rank 0 adds ``manifest.json`` by an atomic
-rename. A folder without it is a torn save: it is not used, and removed before the next save. DeepSpeed's files are
-pickles, which can run code when they are loaded: load only run folders that you trust.
+DeepSpeed writes its files into a folder; when those of every rank are on the disk, rank 0 adds ``manifest.json`` by an
+atomic rename. A folder without it is a torn save: it is not used, and removed before the next save. DeepSpeed's files
+are pickles, which can run code when they are loaded: load only run folders that you trust.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import deepspeed
 import torch
-import torch.distributed as dist
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -49,6 +49,8 @@ class Checkpoints:
         self.folder = folder
         self.world = world
         self._keep, self._keep_every = keep, keep_every
+        self._pending: tuple[Path, dict[str, Any], Future[None]] | None = None
+        self._thread = ThreadPoolExecutor(1, "fsync of checkpoints")
 
     def newest(self) -> dict[str, Any] | None:
         """The manifest of the newest complete checkpoint, or None where there is none; all ranks must call it.
@@ -71,7 +73,10 @@ class Checkpoints:
         return complete, [path for path in paths if path not in complete]
 
     def save(self, engine: Any, step: int, tokens: int, num_bytes: int, record: dict[str, Any]) -> None:
-        """Save the engine, whole or not at all; older ones go only when this one is complete. All ranks must call it.
+        """Save the engine; older checkpoints go only when this one is complete. All ranks must call it.
+
+        The files are written when this returns. A thread brings them to the disk (fsync) while training goes on, and
+        :meth:`settle` makes the checkpoint complete.
 
         Args:
             engine: The DeepSpeed engine.
@@ -83,22 +88,53 @@ class Checkpoints:
         Raises:
             ValueError: If there is no room, or a file cannot be written.
         """
+        self.settle()
         path = self.folder / f"step-{step:08d}"
         if self.world.on_main(lambda: self._make_room(path, num_bytes)):
             return  # this step is saved already
         try:
             engine.save_checkpoint(str(self.folder), tag=path.name, client_state={"step": step}, save_latest=False)
-            for file in path.iterdir():
-                if file.name.split("pp_rank_")[-1].startswith(f"{self.world.rank}_") or self.world.is_main:
-                    fsync_path(file)
         except (OSError, RuntimeError) as error:
-            raise LocalError(
-                f"{path}: this checkpoint could not be written ({str(error).splitlines()[0]}; "
-                f"{shutil.disk_usage(self.folder).free / 1e6:,.0f} MB free); {self._last()}; "
-                "make room, then start the same command again"
-            ) from error
-        dist.barrier()
-        self.world.on_main(lambda: self._complete(path, {"step": step, "tokens": tokens, **record}))
+            raise self._not_written(path, error) from error
+        self._pending = path, {"step": step, "tokens": tokens, **record}, self._thread.submit(self._bring_to_disk, path)
+
+    def settle(self, wait: bool = True) -> bool:
+        """Make the save that is under way complete, once the files of all ranks are on the disk.
+
+        All ranks must call it; between steps with ``wait=False``, which costs a small message while a save is under way
+        and nothing otherwise.
+
+        Returns:
+            Whether no save is under way any more.
+
+        Raises:
+            ValueError: If a file cannot be written.
+        """
+        if self._pending is None:
+            return True
+        path, record, on_disk = self._pending
+        if not wait and self.world.any(not on_disk.done()):
+            return False
+        try:
+            on_disk.result()
+        except OSError as error:
+            raise self._not_written(path, error) from error
+        self._pending = None
+        self.world.any(False)  # the files of all ranks are there
+        self.world.on_main(lambda: self._complete(path, record))
+        return True
+
+    def _bring_to_disk(self, path: Path) -> None:
+        for file in path.iterdir():
+            if file.name.split("pp_rank_")[-1].startswith(f"{self.world.rank}_") or self.world.is_main:
+                fsync_path(file)
+
+    def _not_written(self, path: Path, error: Exception) -> LocalError:
+        return LocalError(
+            f"{path}: this checkpoint could not be written ({str(error).splitlines()[0]}; "
+            f"{shutil.disk_usage(self.folder).free / 1e6:,.0f} MB free); {self._last()}; "
+            "make room, then start the same command again"
+        )
 
     def _make_room(self, path: Path, num_bytes: int) -> bool:
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from deepspeed.accelerator import get_accelerator
 from prealign_ds.cli import LocalError
 from prealign_ds.config import StageSettings
 from prealign_ds.files import atomic_write, digest_of, read_json, write_json
-from prealign_ds.model import num_parameters
+from prealign_ds.model import num_parameters, training_flops
 from prealign_ds.randomness import key_of
 from prealign_ds.recipe import check_same_run, dump_settings
 from prealign_ds.stream.loader import LMBatch, MicroBatches, make_loader
@@ -29,14 +29,13 @@ from prealign_ds.training.engine import (
     start_engine,
     take_step,
 )
-from prealign_ds.training.monitor import Series, StepSums, finite, is_spike, progress_line
+from prealign_ds.training.monitor import StageLog, StepSums
 from prealign_ds.training.plan import StagePlan, learning_rate, plan_stages
 from prealign_ds.training.preemption import Preempted, StopFlag
 from prealign_ds.training.run import Run
 from prealign_ds.training.watchdog import Watchdog
 
 _LOGGER = logging.getLogger(__name__)
-_BF16_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 
 
 def train(run: Run, stop: StopFlag) -> None:
@@ -100,7 +99,7 @@ class StageLoop:
         self.module = run.module(plan.name)
         self.alignment = self.module.stage
         self._num_parameters = num_parameters(self.module.model)  # before ZeRO-3 takes them apart
-        self._flops_per_token = self._count_flops()
+        flops = training_flops(self.module.model, plan.sequence_length)
         config = engine_config(run.settings.deepspeed, plan, self.settings.optimizer)
         if run.settings.log.tensorboard:
             events = str(run.dir / "tensorboard")
@@ -132,11 +131,9 @@ class StageLoop:
         self.sums = StepSums(run.world.device, saved["sums"] if saved else None)
         self._skipped_in_row = 0
         self.engine = start_engine(self.module, config)
-        self.metrics = Series(run.dir / "metrics.jsonl")
-        self.evaluations = Series(run.dir / "eval.jsonl")
+        self.log = StageLog(run, plan, self.engine, flops)
         languages = self.run.table.languages if self.stream.switcher else []
         self._count_names = ["num_words", "num_drawn", *(f"switched.{language}" for language in languages)]
-        self._losses: deque[float] = deque(maxlen=50)
 
     def _check_fits(self, saved: dict[str, Any]) -> None:
         path = self.checkpoints.folder / f"step-{saved['step']:08d}"
@@ -183,15 +180,12 @@ class StageLoop:
             self._try_largest_batches()
         self._load()
         if self.run.world.is_main:
-            self._announce()
-            self.metrics.rewind(self.plan.name, self.step)
-            self.evaluations.rewind(self.plan.name, self.step)
-            earlier = [r["loss"] for r in self.metrics.records() if r["stage"] == self.plan.name]
-            self._losses.extend(loss for loss in earlier if loss is not None)
+            self.log.begin(self.step, self._num_parameters)
         try:
             self._train()
         except Preempted:
             self._save()
+            self.checkpoints.settle()
             _LOGGER.warning("%s %d: told to stop; saved, the same command goes on from here", self.plan.name, self.step)
             raise
         self._finish(result)
@@ -203,15 +197,20 @@ class StageLoop:
         batches = self._batches()
         while self.sample < self.plan.end_sample:
             self.stop.check()
+            self.checkpoints.settle(wait=False)
             before = self.sample
             self._step(batches)
             ended = self.sample == self.plan.end_sample
             if ended or self.step % settings.log.every_steps == 0:
-                self._log()
+                totals = self.sums.reduce()
+                if self.run.world.is_main:
+                    self.log.write(self.step, self.sample, self.sums, totals)
+                self.sums = StepSums(self.run.world.device)
             if ended or self._passed(settings.evaluation.every_tokens, before):
                 self._evaluate()
             if ended or self._passed(settings.checkpoint.every_tokens, before):
                 self._save()
+        self.checkpoints.settle()
 
     def _load(self) -> None:
         if self._source is None:
@@ -269,34 +268,6 @@ class StageLoop:
         finally:
             self.engine.train()
         get_accelerator().empty_cache()
-
-    def _announce(self) -> None:
-        world, plan = self.run.world, self.plan
-        _LOGGER.info(
-            "%s: %s parameters, %d rank(s) on %s, batch %d x %d tokens (micro-batch %d, accumulation %d)%s",
-            plan.name,
-            f"{self._num_parameters:,}",
-            plan.world_size,
-            world.device.type,
-            plan.batch_samples,
-            plan.sequence_length,
-            plan.micro_batch_size,
-            plan.accumulation_steps,
-            f", resumed after step {self.step}" if self.step else "",
-        )
-        if self.alignment is not None:
-            rows, visits = self.alignment.rows, self.alignment.visits(plan.num_steps)
-            _LOGGER.info(
-                "align: %d words, %d rows, %d pairs; %d pairs with identical tokens dropped, %d not spellable; "
-                "each word is visited %.1f times%s",
-                len(rows.trained_words),
-                len(rows),
-                len(rows.pairs),
-                rows.num_identical,
-                rows.num_unspellable,
-                visits,
-                "" if visits >= 10 else " (10 or more are advised: raise align.words_per_step or align.budget_share)",
-            )
 
     def _batches(self) -> Iterator[LMBatch]:
         plan, world = self.plan, self.run.world
@@ -359,6 +330,7 @@ class StageLoop:
         )
         if self._skipped_in_row < limit:
             return
+        self.checkpoints.settle()
         path = self.run.dir / "skipped.json"
         if self.run.world.is_main:
             write_json(path, {"stage": self.plan.name, "step": self.step, "in_row": limit, "samples": [first, last]})
@@ -366,55 +338,6 @@ class StageLoop:
             f"{where}: {limit} steps in a row had a gradient that is not finite; the samples of the last one are in "
             f"{path}. Lower {self.plan.name}.optimizer.learning_rate, or look at these samples (stream[k])"
         )
-
-    def _log(self) -> None:
-        plan, sums, totals, step = self.plan, self.sums, self.sums.reduce(), self.step
-        self.sums = StepSums(self.run.world.device)
-        seconds = sums.seconds
-        if not self.run.world.is_main:
-            return
-        tokens_per_s = sums.samples * plan.sequence_length / seconds
-        applied = totals.get("applied_steps", [0])[0]
-        norm = self.engine.get_global_grad_norm()
-        record: dict[str, Any] = {
-            "stage": plan.name,
-            "step": step,
-            "samples": self.sample,
-            "tokens": self._tokens(),
-            "loss": totals["lm_loss_sum"][0] / totals["num_targets"][0] if applied else None,
-            "learning_rate": self.engine.optimizer.param_groups[0]["lr"],
-            "gradient_norm": None if norm is None else finite(float(norm)),
-            "skipped_steps": self.engine.skipped_steps,
-            "tokens_per_s": tokens_per_s,
-            "mfu": self._mfu(tokens_per_s),
-            "step_ms": 1000 * seconds / sums.steps,
-            "data_wait_ms": 1000 * sums.data_wait_s / sums.steps,
-            "seconds_left": plan.steps_from(self.sample) * seconds / sums.steps,
-        }
-        for name in ("alignment_loss", "aligned_cosine", "random_cosine"):
-            if name in totals:
-                record[name] = [value / applied for value in totals[name]]
-        if totals.get("num_words", [0])[0]:
-            words, drawn = totals["num_words"][0], totals["num_drawn"][0]
-            switched = {name.partition(".")[2]: n[0] for name, n in totals.items() if name.startswith("switched.")}
-            coverage = sum(switched.values()) / drawn if drawn else None
-            record["codeswitch_rate"] = sum(switched.values()) / words
-            record["codeswitch_rate_by_language"] = {name: number / words for name, number in switched.items()}
-            record["codeswitch_coverage"] = coverage
-            record["codeswitch_expected_rate"] = coverage and coverage * self.run.settings.codeswitch.ratio
-        self.metrics.append(record)
-        self._to_monitor(record)
-        _LOGGER.info("%s", progress_line(record, step + plan.steps_from(self.sample)))
-        if record["loss"] is not None:
-            if is_spike(self._losses, record["loss"]):
-                _LOGGER.warning("%s %d: the loss jumped to %.4f", plan.name, step, record["loss"])
-            self._losses.append(record["loss"])
-
-    def _to_monitor(self, record: dict[str, Any]) -> None:
-        monitor = self.engine.monitor
-        if monitor is not None and monitor.enabled:
-            numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
-            monitor.write_events([(f"{record['stage']}/{n}", value, record["samples"]) for n, value in numbers.items()])
 
     def _evaluate(self) -> None:
         if not self.run.held_out:
@@ -430,16 +353,7 @@ class StageLoop:
         found = self.run.perplexities(loss_sum)
         self.engine.train()
         if self.run.world.is_main:
-            record = {
-                "stage": self.plan.name,
-                "step": self.step,
-                "tokens": self._tokens(),
-                "perplexity": {language: value.perplexity for language, value in found.items()},
-                "bits_per_byte": {language: value.bits_per_byte for language, value in found.items()},
-            }
-            self.evaluations.append(record)
-            shown = "  ".join(f"{language} {value.perplexity:.2f}" for language, value in found.items())
-            _LOGGER.info("%s %d: held-out perplexity  %s", self.plan.name, self.step, shown)
+            self.log.write_evaluation(self.step, self._tokens(), found)
         self._evaluation_pending = False
 
     def _tokens(self) -> int:
@@ -461,19 +375,3 @@ class StageLoop:
             save_model(result, self.module.model, weights, self.run.tokenizer, record)
         torch.distributed.barrier()
         self.engine.destroy()
-
-    def _count_flops(self) -> float:
-        """Training FLOPs a token: 6 N with the LM head, and 12 L H S for attention (arXiv 2204.02311, appendix B)."""
-        model = self.run.settings.model
-        length = self.plan.sequence_length
-        head = self.run.model_config.vocab_size * model.hidden_size
-        inner = num_parameters(self.module.model, embeddings=False)
-        return 6 * (inner + head) + 12 * model.num_layers * model.hidden_size * length
-
-    def _mfu(self, tokens_per_s: float) -> float | None:
-        """Share of the GPUs' bf16 peak, or None where the peak is not known or stage 1's words are not counted."""
-        if self.run.world.device.type != "cuda" or self.alignment is not None:
-            return None
-        name = torch.cuda.get_device_name()
-        peak = next((value for key, value in _BF16_PEAK_FLOPS.items() if key in name), None)
-        return tokens_per_s * self._flops_per_token / peak / self.plan.world_size if peak else None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import statistics
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prealign_ds.alignment.stage import AlignmentStage
+from prealign_ds.evaluation.perplexity import Perplexity
 from prealign_ds.files import atomic_write
+from prealign_ds.training.plan import StagePlan
+from prealign_ds.training.run import Run
+
+_LOGGER = logging.getLogger(__name__)
+_BF16_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 
 
 class Series:
@@ -51,11 +59,6 @@ class Series:
 
 def _line(record: dict[str, Any]) -> str:
     return json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
-
-
-def finite(value: float) -> float | None:
-    """The number, or None, which JSON can hold, if it is not finite."""
-    return value if math.isfinite(value) else None
 
 
 class StepSums:
@@ -102,6 +105,129 @@ class StepSums:
     def seconds(self) -> float:
         """Wall-clock seconds since these sums began."""
         return time.perf_counter() - self._since
+
+
+class StageLog:
+    """What one stage says: ``metrics.jsonl`` and ``eval.jsonl``, DeepSpeed's monitor, lines for people; rank 0 only.
+
+    Args:
+        run: The run.
+        plan: The stage in numbers.
+        engine: Its DeepSpeed engine.
+        flops_per_token: Of training, for the MFU.
+    """
+
+    def __init__(self, run: Run, plan: StagePlan, engine: Any, flops_per_token: float):
+        self._run, self._plan, self._engine = run, plan, engine
+        self._flops_per_token = flops_per_token
+        self._alignment: AlignmentStage | None = engine.module.stage
+        self._metrics = Series(run.dir / "metrics.jsonl")
+        self._evaluations = Series(run.dir / "eval.jsonl")
+        self._losses: deque[float] = deque(maxlen=50)
+
+    def begin(self, step: int, num_parameters: int) -> None:
+        """The stage goes on after ``step``: drop what was logged after it, and say what comes."""
+        plan = self._plan
+        for series in (self._metrics, self._evaluations):
+            series.rewind(plan.name, step)
+        earlier = [record["loss"] for record in self._metrics.records() if record["stage"] == plan.name]
+        self._losses.extend(loss for loss in earlier if loss is not None)
+        _LOGGER.info(
+            "%s: %s parameters, %d rank(s) on %s, batch %d x %d tokens (micro-batch %d, accumulation %d)%s",
+            plan.name,
+            f"{num_parameters:,}",
+            plan.world_size,
+            self._run.world.device.type,
+            plan.batch_samples,
+            plan.sequence_length,
+            plan.micro_batch_size,
+            plan.accumulation_steps,
+            f", resumed after step {step}" if step else "",
+        )
+        if self._alignment is not None:
+            rows, visits = self._alignment.rows, self._alignment.visits(plan.num_steps)
+            _LOGGER.info(
+                "align: %d words, %d rows, %d pairs; %d pairs with identical tokens dropped, %d not spellable; "
+                "each word is visited %.1f times%s",
+                len(rows.trained_words),
+                len(rows),
+                len(rows.pairs),
+                rows.num_identical,
+                rows.num_unspellable,
+                visits,
+                "" if visits >= 10 else " (10 or more are advised: raise align.words_per_step or align.budget_share)",
+            )
+
+    def write(self, step: int, sample: int, sums: StepSums, totals: dict[str, list[float]]) -> None:
+        """Log the steps since the last line.
+
+        Args:
+            step: Optimizer steps done in this stage.
+            sample: Samples of the stream read.
+            sums: Of these steps.
+            totals: ``sums.reduce()``.
+        """
+        plan, seconds = self._plan, sums.seconds
+        tokens_per_s = sums.samples * plan.sequence_length / seconds
+        applied = totals.get("applied_steps", [0])[0]
+        norm = self._engine.get_global_grad_norm()
+        record: dict[str, Any] = {
+            "stage": plan.name,
+            "step": step,
+            "samples": sample,
+            "tokens": sample * plan.sequence_length,
+            "loss": totals["lm_loss_sum"][0] / totals["num_targets"][0] if applied else None,
+            "learning_rate": self._engine.optimizer.param_groups[0]["lr"],
+            "gradient_norm": float(norm) if norm is not None and math.isfinite(norm) else None,
+            "skipped_steps": self._engine.skipped_steps,
+            "tokens_per_s": tokens_per_s,
+            "mfu": self._mfu(tokens_per_s),
+            "step_ms": 1000 * seconds / sums.steps,
+            "data_wait_ms": 1000 * sums.data_wait_s / sums.steps,
+            "seconds_left": plan.steps_from(sample) * seconds / sums.steps,
+        }
+        for name in ("alignment_loss", "aligned_cosine", "random_cosine"):
+            if name in totals:
+                record[name] = [value / applied for value in totals[name]]
+        if totals.get("num_words", [0])[0]:
+            words, drawn = totals["num_words"][0], totals["num_drawn"][0]
+            switched = {name.partition(".")[2]: n[0] for name, n in totals.items() if name.startswith("switched.")}
+            coverage = sum(switched.values()) / drawn if drawn else None
+            record["codeswitch_rate"] = sum(switched.values()) / words
+            record["codeswitch_rate_by_language"] = {name: number / words for name, number in switched.items()}
+            record["codeswitch_coverage"] = coverage
+            record["codeswitch_expected_rate"] = coverage and coverage * self._run.settings.codeswitch.ratio
+        self._metrics.append(record)
+        monitor = self._engine.monitor
+        if monitor is not None and monitor.enabled:
+            numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
+            monitor.write_events([(f"{plan.name}/{name}", value, sample) for name, value in numbers.items()])
+        _LOGGER.info("%s", progress_line(record, step + plan.steps_from(sample)))
+        if record["loss"] is not None:
+            if is_spike(self._losses, record["loss"]):
+                _LOGGER.warning("%s %d: the loss jumped to %.4f", plan.name, step, record["loss"])
+            self._losses.append(record["loss"])
+
+    def write_evaluation(self, step: int, tokens: int, found: dict[str, Perplexity]) -> None:
+        """Log an evaluation after ``step``, when the run has read ``tokens`` LM tokens."""
+        record = {
+            "stage": self._plan.name,
+            "step": step,
+            "tokens": tokens,
+            "perplexity": {language: value.perplexity for language, value in found.items()},
+            "bits_per_byte": {language: value.bits_per_byte for language, value in found.items()},
+        }
+        self._evaluations.append(record)
+        shown = "  ".join(f"{language} {value.perplexity:.2f}" for language, value in found.items())
+        _LOGGER.info("%s %d: held-out perplexity  %s", self._plan.name, step, shown)
+
+    def _mfu(self, tokens_per_s: float) -> float | None:
+        """Share of the GPUs' bf16 peak, or None where the peak is not known or stage 1's words are not counted."""
+        if self._run.world.device.type != "cuda" or self._alignment is not None:
+            return None
+        name = torch.cuda.get_device_name()
+        peak = next((value for key, value in _BF16_PEAK_FLOPS.items() if key in name), None)
+        return tokens_per_s * self._flops_per_token / peak / self._plan.world_size if peak else None
 
 
 def is_spike(losses: Sequence[float], loss: float) -> bool:
