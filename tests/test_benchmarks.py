@@ -1,6 +1,9 @@
 """The benchmarks run, small, and report what they promise."""
 
+import json
+
 import pytest
+from launching import run_alone
 
 from tools.benchmarks import fetch
 
@@ -20,3 +23,13 @@ def test_a_large_index_is_not_read_when_it_is_opened(tmp_path):
     found = fetch.measure_index(tmp_path, 1)
     assert (tmp_path / "large.bin").stat().st_size == 2_000_000_000
     assert found["index_rss_mb"]["max"] < 20 and found["index_open_s"]["max"] < 2
+
+
+def test_saving(tmp_path):
+    done = run_alone("tools/benchmarks/saving.py", tmp_path, "--repeats", 1, "--millions", 1)
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout[done.stdout.index("{\n") :])
+    assert found["bytes"] > 16_000_000 and not list(tmp_path.glob("*/step*"))
+    assert found["ours_vs_bare"]["median"] == pytest.approx(
+        found["seconds"]["ours"]["median"] / found["seconds"]["bare"]["median"]
+    )
