@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: quickstart test check test-faults test-slurm test-gpu test-network test-long clean
+.PHONY: quickstart test check test-faults test-slurm test-gpu test-network test-long bench clean
 
 quickstart: $(READY)  ## PreAlign and Joint Training on real text, from nothing; SCALE=0.1 shrinks it, CORPUS=file takes your text
 	$(BIN)/python tools/quickstart.py
@@ -36,6 +36,9 @@ $(READY): requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet -r requirements.txt
 	touch $@
+
+bench: $(READY)  ## every benchmark: a table and runs/bench.json
+	$(BIN)/python tools/bench.py
 
 clean:  ## remove what the quickstart built; keeps the virtual environment
 	rm -rf data/quickstart runs/quickstart

@@ -5,6 +5,7 @@ import json
 import pytest
 from launching import run_alone
 
+from tools import bench
 from tools.benchmarks import fetch
 
 
@@ -26,10 +27,20 @@ def test_a_large_index_is_not_read_when_it_is_opened(tmp_path):
 
 
 def test_saving(tmp_path):
-    done = run_alone("tools/benchmarks/saving.py", tmp_path, "--repeats", 1, "--millions", 1)
+    done = run_alone("tools/benchmarks/saving.py", "--scratch", tmp_path, "--repeats", 1, "--millions", 1)
     assert done.returncode == 0, done.stderr[-3000:]
     found = json.loads(done.stdout[done.stdout.index("{\n") :])
-    assert found["bytes"] > 16_000_000 and not list(tmp_path.glob("*/step*"))
-    assert found["ours_vs_bare"]["median"] == pytest.approx(
-        found["seconds"]["ours"]["median"] / found["seconds"]["bare"]["median"]
+    assert found["saving_bytes"] > 16_000_000 and not list(tmp_path.iterdir())
+    assert found["saving_vs_bare"]["median"] == pytest.approx(
+        found["saving_seconds"]["ours"]["median"] / found["saving_seconds"]["bare"]["median"]
     )
+
+
+def test_bench_collects_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(bench, "FOLDER", tmp_path)
+    script = tmp_path / "speed.py"
+    script.write_text("import sys\nprint('noise')\nprint('{\\n  \"speed\": ' + sys.argv[2] + '\\n}')\n")
+    assert bench.measure("speed", 3) == {"speed": 3}
+    script.write_text("raise SystemExit(1)")
+    with pytest.raises(ValueError, match=r"speed\.py --repeats 3: ended with 1"):
+        bench.measure("speed", 3)

@@ -186,7 +186,7 @@ class StageLoop:
         except Preempted:
             self._save()
             self.checkpoints.settle()
-            _LOGGER.warning("%s %d: told to stop; saved, the same command goes on from here", self.plan.name, self.step)
+            _LOGGER.info("%s %d: told to stop; saved, the same command goes on from here", self.plan.name, self.step)
             raise
         self._finish(result)
 
@@ -324,10 +324,11 @@ class StageLoop:
         self._skipped_in_row += 1
         where, limit = f"{self.plan.name} {self.step}", self.run.settings.guards.skipped_steps
         first, last = self.sample - samples, self.sample - 1
-        _LOGGER.warning(
-            "%s: step skipped, its gradient is not finite (%d in a row; samples %d to %d)",
-            *(where, self._skipped_in_row, first, last),
-        )
+        if self.run.world.is_main:
+            _LOGGER.warning(
+                "%s: step skipped, its gradient is not finite (%d in a row; samples %d to %d)",
+                *(where, self._skipped_in_row, first, last),
+            )
         if self._skipped_in_row < limit:
             return
         self.checkpoints.settle()

@@ -1,6 +1,6 @@
 """What a checkpoint costs beside DeepSpeed's bare save, in one process, turn about.
 
-    python tools/benchmarks/saving.py SCRATCH [--repeats 5] [--millions 45]
+    python tools/benchmarks/saving.py [--repeats 5] [--millions 45] [--scratch FOLDER]
 
 Ours is the time that training waits: DeepSpeed's save and the manifest, while a thread brings the files to the disk
 (``seconds_to_complete``). What the bare save has written may never leave the machine's memory, so a bare save followed
@@ -13,6 +13,7 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ def measure_saving(scratch: Path, repeats: int, millions: int = 45) -> dict[str,
     """Seconds and bytes of a save: ours, bare, and bare with fsync.
 
     Args:
-        scratch: A folder on the disk to measure, made if it does not exist.
+        scratch: A folder on the disk to measure.
         repeats: Saves of each kind.
         millions: Millions of parameters; a checkpoint under ZeRO takes 16 bytes for each.
     """
@@ -51,7 +52,6 @@ def measure_saving(scratch: Path, repeats: int, millions: int = 45) -> dict[str,
     tokens = torch.arange(8, device=world.device).unsqueeze(0)
     engine.backward(engine(tokens, tokens, 1.0)[0])
     engine.step()
-    scratch.mkdir(parents=True, exist_ok=True)
     num_bytes = checkpoint_bytes(engine, sum(weight.numel() for weight in model.parameters()))
     seconds: dict[str, list[float]] = {"ours": [], "bare": [], "bare_fsync": []}
     sizes: list[int] = []
@@ -89,19 +89,20 @@ def measure_saving(scratch: Path, repeats: int, millions: int = 45) -> dict[str,
 
     ours, bare, synced = seconds["ours"], seconds["bare"], seconds["bare_fsync"]
     return {
-        "bytes": max(sizes),
-        "seconds": {kind: summary(values) for kind, values in seconds.items()},
-        "seconds_to_complete": summary(seconds_to_complete),
-        "ours_vs_bare": summary([a / b for a, b in zip(ours, bare, strict=True)]),
-        "ours_minus_bare_s": summary([a - b for a, b in zip(ours, bare, strict=True)]),
-        "ours_vs_bare_fsync": summary([a / b for a, b in zip(ours, synced, strict=True)]),
+        "saving_bytes": max(sizes),
+        "saving_seconds": {kind: summary(values) for kind, values in seconds.items()},
+        "saving_seconds_to_complete": summary(seconds_to_complete),
+        "saving_vs_bare": summary([a / b for a, b in zip(ours, bare, strict=True)]),
+        "saving_minus_bare_s": summary([a - b for a, b in zip(ours, bare, strict=True)]),
+        "saving_vs_bare_fsync": summary([a / b for a, b in zip(ours, synced, strict=True)]),
     }
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("scratch", type=Path)
+    parser.add_argument("--scratch", type=Path, default=Path(), help="a folder on the disk to measure; default: here")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--millions", type=int, default=45)
     arguments = parser.parse_args()
-    print(json.dumps(measure_saving(arguments.scratch, arguments.repeats, arguments.millions), indent=1))
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
+        print(json.dumps(measure_saving(Path(scratch), arguments.repeats, arguments.millions), indent=2))

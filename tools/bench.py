@@ -1,0 +1,82 @@
+"""Every benchmark, each in a process of its own: a table, and OUTPUT with all figures as JSON.
+
+    python tools/bench.py [--only NAME ...] [--repeats N] [--output runs/bench.json]
+
+A ratio is ours / theirs, measured turn about: of time or memory for fetch, alignment and saving (less is better), of
+throughput for the others (more is better). Where it was stopped, the same command goes on: what is in OUTPUT with the
+same number of repeats is not measured again.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from prealign_ds.cli import run
+from prealign_ds.files import read_json, write_json
+
+FOLDER = Path(__file__).resolve().parent / "benchmarks"
+NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+
+
+def main() -> None:
+    """Measure what is asked for and not there yet, and show all that is there."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", nargs="+", choices=NAMES, default=NAMES, metavar="NAME", help=", ".join(NAMES))
+    parser.add_argument("--repeats", type=int, default=5, help="turns of each side")
+    parser.add_argument("--output", type=Path, default=Path("runs/bench.json"))
+    parser.add_argument("--again", action="store_true", help="measure what is there too")
+    arguments = parser.parse_args()
+    found = read_json(arguments.output) if arguments.output.exists() else {}
+    arguments.output.parent.mkdir(parents=True, exist_ok=True)
+    for name in arguments.only:
+        known = found.get("measured", {}).get(name, {})
+        if known.get("repeats") == arguments.repeats and not arguments.again:
+            continue
+        print(f"{name} ...", file=sys.stderr, flush=True)
+        begun = time.monotonic()
+        found |= measure(name, arguments.repeats)
+        how = {"repeats": arguments.repeats, "seconds": round(time.monotonic() - begun), "machine": _machine()}
+        found["measured"] = found.get("measured", {}) | {name: how}
+        write_json(arguments.output, found)
+    _show(found)
+
+
+def measure(name: str, repeats: int) -> dict[str, Any]:
+    """The figures that a benchmark prints as its last thing: one JSON object."""
+    command = [sys.executable, str(FOLDER / f"{name}.py"), "--repeats", str(repeats)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        raise ValueError(f"{' '.join(command)}: ended with {done.returncode}; its messages are above")
+    return json.loads(done.stdout[max(0, done.stdout.rfind("\n{\n")) :])
+
+
+def _machine() -> dict[str, Any]:
+    import torch
+
+    cpu = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
+    cores = len(os.sched_getaffinity(0))
+    return {"cpu": cpu.partition(":")[2].strip() or cpu, "cores": cores, "gpus": gpus, "torch": torch.__version__}
+
+
+def _lines(path: str) -> list[str]:
+    return Path(path).read_text().splitlines() if Path(path).exists() else []
+
+
+def _show(found: dict[str, Any]) -> None:
+    print(f"{'':32}{'min':>12}{'median':>12}{'max':>12}")
+    for name, value in found.items():
+        if isinstance(value, dict) and value.keys() == {"min", "median", "max"}:
+            print(f"{name:32}" + "".join(f"{value[key]:12,.4g}" for key in ("min", "median", "max")))
+
+
+if __name__ == "__main__":
+    run(main)
