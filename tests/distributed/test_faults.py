@@ -246,7 +246,7 @@ def test_a_second_signal_ends_at_once_and_harms_nothing(data):
 @pytest.mark.faults
 def test_a_batch_that_does_not_fit_is_found_before_the_first_step(data):
     def limit_memory():
-        resource.setrlimit(resource.RLIMIT_AS, (12 << 30, 12 << 30))
+        resource.setrlimit(resource.RLIMIT_AS, (8 << 30, 8 << 30))
 
     command = [sys.executable, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/large", engine(1)]
     done = finish(start([*command, "evaluation.batch_size=200000"], preexec_fn=limit_memory))

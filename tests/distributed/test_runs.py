@@ -112,6 +112,8 @@ def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stag
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.05)
     kill(process)
+    port = command[command.index("--master_port") + 1]
+    assert not list(Path("/dev/shm").glob(f"*_{port}_*")), "memory is left behind"
     assert not (folder / "model").exists()
     launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3)
     assert series(folder, "loss") == series(two_ranks, "loss")
