@@ -3,10 +3,15 @@
 import json
 
 import pytest
+import torch
 from launching import run_alone
 
+from prealign_ds.files import read_json
 from tools import bench
 from tools.benchmarks import fetch
+from tools.benchmarks.alignment import HIDDEN, _ranks, peak_bytes
+
+CPU = torch.device("cpu")
 
 
 def test_fetch(tmp_path, monkeypatch):
@@ -36,11 +41,48 @@ def test_saving(tmp_path):
     )
 
 
-def test_bench_collects_and_goes_on(tmp_path, monkeypatch):
+def test_bench_collects_and_goes_on(tmp_path, monkeypatch, capsys):
+    def write(name, code):
+        (tmp_path / f"{name}.py").write_text(code)
+
+    figure = "import sys\nprint('noise')\nprint('{\\n  \"speed\": ' + sys.argv[2] + '\\n}')\n"
+    write("fast", figure)
+    write("slow", "raise SystemExit(1)")
     monkeypatch.setattr(bench, "FOLDER", tmp_path)
-    script = tmp_path / "speed.py"
-    script.write_text("import sys\nprint('noise')\nprint('{\\n  \"speed\": ' + sys.argv[2] + '\\n}')\n")
-    assert bench.measure("speed", 3) == {"speed": 3}
-    script.write_text("raise SystemExit(1)")
-    with pytest.raises(ValueError, match=r"speed\.py --repeats 3: ended with 1"):
-        bench.measure("speed", 3)
+    monkeypatch.setattr(bench, "NAMES", ["fast", "slow"])
+    monkeypatch.setattr("sys.argv", ["bench.py", "--repeats", "3", "--output", str(tmp_path / "out" / "bench.json")])
+    with pytest.raises(ValueError, match=r"slow\.py --repeats 3: ended with 1"):
+        bench.main()
+    write("fast", "raise SystemExit('measured twice')")
+    write("slow", figure.replace("speed", "delay"))
+    bench.main()
+    found = read_json(tmp_path / "out" / "bench.json")
+    assert (found["speed"], found["delay"]) == (3, 3) and set(found["measured"]) == {"fast", "slow"}
+    assert "median" in capsys.readouterr().out
+
+
+def test_peak_memory_is_exact_to_the_byte(tmp_path):
+    held = torch.empty(5000)
+
+    def step():
+        first = torch.empty(1000)
+        second = torch.empty(500)
+        del first
+        return torch.empty(200), second
+
+    assert peak_bytes(step, CPU, tmp_path) == 4 * 1500
+    assert peak_bytes(lambda: held.view(50, 100).sort(), CPU, tmp_path) >= (4 + 8) * 5000
+    assert not list(tmp_path.iterdir())
+
+
+def test_temporaries_inside_operators_count(tmp_path):
+    logits = torch.randn(100, 200)
+    assert peak_bytes(lambda: logits.logsumexp(1), CPU, tmp_path) >= 4 * 100 * 200
+
+
+def test_both_sides_agree_on_two_ranks_and_traffic_is_counted(tmp_path):
+    found = _ranks(tmp_path, 2, "authors", 64, 3, 1)
+    for rank in found:
+        assert rank["ours"]["traffic"] == [[2, 4 * 3 * 64 * (HIDDEN + 1)]], "rows and denominators, in one group"
+        assert rank["theirs"]["traffic"] == [[3, 4 * 3 * 64 * HIDDEN]]
+        assert rank["theirs"]["bytes"][0] >= 4 * 3 * 64 * HIDDEN

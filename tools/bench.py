@@ -23,7 +23,7 @@ from prealign_ds.cli import run
 from prealign_ds.files import read_json, write_json
 
 FOLDER = Path(__file__).resolve().parent / "benchmarks"
-NAMES = sorted(path.stem for path in FOLDER.glob("*.py"))
+NAMES = sorted(path.stem for path in FOLDER.glob("[!_]*.py"))
 
 
 def main() -> None:
@@ -61,14 +61,11 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
 def _machine() -> dict[str, Any]:
     import torch
 
-    cpu = next((line for line in _lines("/proc/cpuinfo") if line.startswith("model name")), platform.processor())
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    cpu = next((line for line in lines if line.startswith("model name")), platform.processor())
     gpus = [torch.cuda.get_device_name(number) for number in range(torch.cuda.device_count())]
     cores = len(os.sched_getaffinity(0))
     return {"cpu": cpu.partition(":")[2].strip() or cpu, "cores": cores, "gpus": gpus, "torch": torch.__version__}
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -40,6 +40,7 @@ from prealign_ds.alignment.loss import layer_alignments
 from prealign_ds.cli import run
 from prealign_ds.files import read_json, write_json
 from prealign_ds.training.environment import tune_cpu
+from tools.benchmarks import spread
 
 ROWS, LAYERS, HIDDEN, TEMPERATURE = 2048, 14, 1024, 0.1
 SIDES = ("ours", "theirs")
@@ -279,8 +280,7 @@ def _check(ours: tuple[Tensor, tuple[Tensor, ...]], theirs: tuple[Tensor, tuple[
 def _ratios(ranks: list[dict], kind: str) -> dict[str, float]:
     """Of each turn: the worst rank's figure, ours / theirs; the least, the median and the largest of the turns."""
     ours, theirs = ([max(turn) for turn in zip(*(rank[side][kind] for rank in ranks), strict=True)] for side in SIDES)
-    ratios = [our / their for our, their in zip(ours, theirs, strict=True)]
-    return {"min": min(ratios), "median": statistics.median(ratios), "max": max(ratios)}
+    return spread([our / their for our, their in zip(ours, theirs, strict=True)])
 
 
 def _medians(ranks: list[dict]) -> dict[str, dict[str, Any]]:

@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import random
-import statistics
 import struct
 import subprocess
 import sys
@@ -37,6 +36,7 @@ from prealign_ds.corpus.documents import read_file
 from prealign_ds.corpus.tokenizer import load_tokenizer, train_tokenizer
 from prealign_ds.corpus.tokens import CorpusTokens, IndexedDatasetBuilder
 from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
+from tools.benchmarks import spread
 
 SEQUENCE_LENGTH = 1024
 RATIO = 0.05
@@ -95,10 +95,10 @@ def measure_fetch(
     ours, theirs = zip(*(_seconds(stream, megatron, block) for block in blocks), strict=True)
     torch.set_num_threads(threads)
     return {
-        "fetch_vs_megatron": _spread([our / their for our, their in zip(ours, theirs, strict=True)]),
-        "fetch_tokens_per_s": _spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in ours]),
-        "fetch_first_tokens_per_s": _spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in first]),
-        "megatron_tokens_per_s": _spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in theirs]),
+        "fetch_vs_megatron": spread([our / their for our, their in zip(ours, theirs, strict=True)]),
+        "fetch_tokens_per_s": spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in ours]),
+        "fetch_first_tokens_per_s": spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in first]),
+        "megatron_tokens_per_s": spread([BLOCK * SEQUENCE_LENGTH / seconds for seconds in theirs]),
     }
 
 
@@ -126,7 +126,7 @@ def measure_index(scratch: Path, repeats: int) -> dict[str, dict[str, float]]:
         subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout for _ in range(repeats)
     ]
     seconds, megabytes = zip(*(map(float, output.split()) for output in outputs), strict=True)
-    return {"index_open_s": _spread(seconds), "index_rss_mb": _spread(megabytes)}
+    return {"index_open_s": spread(seconds), "index_rss_mb": spread(megabytes)}
 
 
 def made_up_texts(seed: int = 0) -> Iterator[str]:
@@ -222,10 +222,6 @@ def _seconds(ours: Dataset, theirs: Dataset, indices: range) -> tuple[float, flo
                 dataset[index]
             seconds[place] += time.perf_counter() - begin
     return seconds[0], seconds[1]
-
-
-def _spread(values: Sequence[float]) -> dict[str, float]:
-    return {"min": min(values), "median": statistics.median(values), "max": max(values)}
 
 
 def main() -> None:
