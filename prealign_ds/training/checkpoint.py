@@ -52,6 +52,10 @@ class Checkpoints:
         self._pending: tuple[Path, dict[str, Any], Future[None]] | None = None
         self._thread = ThreadPoolExecutor(1, "fsync of checkpoints")
 
+    def path(self, step: int) -> Path:
+        """The folder of the checkpoint after ``step``, whether there is one or not."""
+        return self.folder / f"step-{step:08d}"
+
     def newest(self) -> dict[str, Any] | None:
         """The manifest of the newest complete checkpoint, or None where there is none; all ranks must call it.
 
@@ -89,7 +93,7 @@ class Checkpoints:
             ValueError: If there is no room, or a file cannot be written.
         """
         self.settle()
-        path = self.folder / f"step-{step:08d}"
+        path = self.path(step)
         if self.world.on_main(lambda: self._make_room(path, num_bytes)):
             return  # this step is saved already
         try:
@@ -190,7 +194,7 @@ class Checkpoints:
         Raises:
             ValueError: If the conversion fails, with the file that has its output.
         """
-        source = self.folder / f"step-{step:08d}"
+        source = self.path(step)
         target = self.folder / "universal" / source.name
         partial, log = target.with_suffix(".partial"), self.folder / f"convert-{source.name}.log"
         if self.world.on_main(target.is_dir):

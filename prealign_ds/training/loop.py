@@ -136,7 +136,7 @@ class StageLoop:
         self._count_names = ["num_words", "num_drawn", *(f"switched.{language}" for language in languages)]
 
     def _check_fits(self, saved: dict[str, Any]) -> None:
-        path = self.checkpoints.folder / f"step-{saved['step']:08d}"
+        path = self.checkpoints.path(saved["step"])
         for key, value in self._identity.items():
             if saved.get(key) == value:
                 continue
@@ -153,7 +153,7 @@ class StageLoop:
 
     def _loadable(self, saved: dict[str, Any], config: dict[str, Any]) -> Path:
         """The checkpoint in a form that this number of ranks and this ds_config can load."""
-        path = self.checkpoints.folder / f"step-{saved['step']:08d}"
+        path = self.checkpoints.path(saved["step"])
         before, now = saved["layout"], self._layout
         if before == now or before["zero_stage"] == now["zero_stage"] == 0:
             return path
