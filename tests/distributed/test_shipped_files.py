@@ -4,7 +4,7 @@ import pytest
 from conftest import REPOSITORY
 from launching import launch
 
-from prealign_ds.files import read_json
+from prealign_ds.files import read_json, write_json
 from prealign_ds.recipe import load_settings
 from prealign_ds.training.engine import engine_config
 from prealign_ds.training.plan import plan_stages
@@ -38,4 +38,14 @@ def test_a_ds_config_with_a_derived_key_is_refused(tmp_path):
     settings = load_settings(RECIPES[0])
     (plan, *_) = plan_stages(settings, 1)
     with pytest.raises(ValueError, match=r"own.json: train_batch_size is derived from the recipe; remove it there"):
+        engine_config(path, plan, settings.align.optimizer)
+
+
+@pytest.mark.parametrize("kind", ["bf16", "fp16"])
+def test_rounded_weights_without_zero_are_refused_before_a_run(tmp_path, kind):
+    path = tmp_path / "own.json"
+    write_json(path, {"zero_optimization": {"stage": 0}, kind: {"enabled": True}})
+    settings = load_settings(RECIPES[0])
+    (plan, *_) = plan_stages(settings, 1)
+    with pytest.raises(ValueError, match=rf"own.json: {kind} without ZeRO gives no fp32 weights back"):
         engine_config(path, plan, settings.align.optimizer)
