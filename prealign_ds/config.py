@@ -47,8 +47,6 @@ class ModelSettings(Settings):
     """The vocabulary is padded to a multiple of this."""
     overrides: dict[str, Any] = {}
     """Further keys of the architecture's transformers configuration."""
-    attention: Literal["eager", "sdpa", "flash_attention_2"] = "sdpa"
-    """Attention implementation of transformers."""
     activation_checkpointing: bool = False
     """Recompute activations in the backward pass, block by block."""
     start_from: Path | None = None
@@ -61,6 +59,23 @@ class ModelSettings(Settings):
         if self.hidden_size % self.num_heads:
             raise ValueError(f"num_heads {self.num_heads} does not divide hidden_size {self.hidden_size}")
         return self
+
+
+class KernelSettings(Settings):
+    """Which implementation computes what; ``auto`` takes the fastest that is here and fits, anything else is forced."""
+
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """Attention of transformers: plain, PyTorch's scaled_dot_product_attention, or the package flash-attn."""
+    optimizer: Literal["auto", "torch", "deepspeed", "apex"] = "auto"
+    """AdamW: PyTorch's fused one, DeepSpeed's (FusedAdam; DeepSpeedCPUAdam with offload), or apex's FusedAdam."""
+    normalization: Literal["auto", "torch", "apex"] = "auto"
+    """Layer norms: PyTorch's, or NVIDIA apex's fused ones."""
+    lm_loss: Literal["auto", "plain", "chunked"] = "auto"
+    """plain holds all logits; chunked is PyTorch's linear_cross_entropy, which never does (torch 2.13 or newer)."""
+    compile: Literal["auto", "off", "blocks"] = "auto"
+    """torch.compile of each transformer block."""
+    tf32: Literal["auto", "on", "off"] = "auto"
+    """TF32 for what is left of fp32 matrix products on NVIDIA GPUs from Ampere on."""
 
 
 class CorpusSettings(Settings):
@@ -261,6 +276,8 @@ class RunSettings(Settings):
     """Stages to run, in this order."""
     model: ModelSettings = ModelSettings()
     """The model."""
+    kernels: KernelSettings = KernelSettings()
+    """Which implementation computes what."""
     data: DataSettings
     """Text."""
     table: TableSettings | None = None

@@ -81,17 +81,23 @@ def model_config(
     return AutoConfig.for_model(settings.architecture, **(values | settings.overrides))
 
 
-def build_model(config: Any, settings: ModelSettings, seed: int) -> PreTrainedModel:
+def build_model(config: Any, settings: ModelSettings, seed: int, attention: str = "sdpa") -> PreTrainedModel:
     """A model in fp32, the same on every rank.
 
     Weights are drawn with ``seed``, or read from ``settings.start_from`` (a folder with safetensors weights).
+
+    Args:
+        config: From :func:`model_config`.
+        settings: The ``model`` section.
+        seed: Decides the weights.
+        attention: Attention implementation of transformers.
 
     Raises:
         ValueError: If the weights to start from do not fit the configuration.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, attn_implementation=settings.attention)
+        model = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
     if settings.start_from is not None:
         load_weights(model, settings.start_from)
     if settings.activation_checkpointing:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import deepspeed
@@ -107,13 +107,14 @@ class JointModel(nn.Module):
 
     def forward(
         self,
-        input_ids: Tensor,
-        targets: Tensor,
-        loss_scale: float,
+        input_ids: Tensor | None = None,
+        targets: Tensor | None = None,
+        loss_scale: float = 1.0,
         words: WordBatch | None = None,
         words_scale: float = 1.0,
-    ) -> tuple[Tensor, dict[str, Any]]:
-        """L_LM, plus L_align if ``words`` are given.
+        task: Callable[[PreTrainedModel], Any] | None = None,
+    ) -> Any:
+        """L_LM, plus L_align if ``words`` are given; or ``task``.
 
         Args:
             input_ids: int64 of shape (B, S).
@@ -122,10 +123,16 @@ class JointModel(nn.Module):
                 the global batch, so that ranks with more ignored targets weigh right.
             words: This rank's share of the word batch; once an optimizer step, not once a micro-step.
             words_scale: Multiplies L_align; the number of accumulation steps undoes the engine's average over them.
+            task: Anything else to compute with the model, an evaluation for example, in here because of ZeRO-3; all
+                ranks must pass one that runs the same modules in the same order.
 
         Returns:
-            The loss, and a log of detached tensors: ``lm_loss_sum``, ``num_targets`` and what the stage logs.
+            The loss, and a log of detached tensors: ``lm_loss_sum``, ``num_targets`` and what the stage logs. With a
+            ``task``, what it returns.
         """
+        if task is not None:
+            return task(self.model)
+        assert input_ids is not None and targets is not None
         logits = self.model(input_ids=input_ids, use_cache=False).logits
         lm_loss = lm_loss_sum(logits, targets, self.vocabulary)
         log = {"lm_loss_sum": lm_loss.detach(), "num_targets": (targets != -100).sum()}

@@ -111,7 +111,7 @@ class StageLoop:
             "stage": plan.name,
             "tokenizer_sha256": run.tokenizer_digest,
             "vocabulary": run.vocabulary,
-            "model": run.settings.model.model_dump(mode="json", exclude={"attention", "activation_checkpointing"}),
+            "model": run.settings.model.model_dump(mode="json", exclude={"activation_checkpointing"}),
             "samples": [plan.first_sample, plan.end_sample],
             "fingerprint": run.fingerprint(self.stream),
         }
