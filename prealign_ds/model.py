@@ -166,6 +166,36 @@ def lm_loss_sum(logits_BSV: Tensor, targets_BS: Tensor, vocabulary: int) -> Tens
     return functional.cross_entropy(logits, targets_BS.flatten(), ignore_index=-100, reduction="sum")
 
 
+def lm_loss_sum_of_states(
+    states_BSH: Tensor, weight_VH: Tensor, targets_BS: Tensor, vocabulary: int, implementation: str
+) -> Tensor:
+    """The same as :func:`lm_loss_sum` from the states that the LM head sees, without ever holding all logits.
+
+    Args:
+        states_BSH: States after the final norm.
+        weight_VH: The output embedding, whole.
+        targets_BS: Target ids, already shifted; -100 is ignored.
+        vocabulary: Ids in use.
+        implementation: ``chunked`` or ``liger``, see :class:`prealign_ds.config.KernelSettings`.
+    """
+    device, weight_VH = states_BSH.device.type, weight_VH[:vocabulary]
+    if torch.is_autocast_enabled(device):  # neither is an operation that autocast knows
+        states_BSH, weight_VH = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (states_BSH, weight_VH))
+    if not torch.is_grad_enabled():  # nothing is kept, so a sample's logits at a time are as good
+        pairs = zip(states_BSH, targets_BS, strict=True)
+        return torch.stack([lm_loss_sum((h @ weight_VH.T)[None], t[None], vocabulary) for h, t in pairs]).sum()
+    states, targets = states_BSH.flatten(0, 1), targets_BS.flatten()
+    if implementation == "liger":
+        from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger
+
+        return Liger.apply(states, weight_VH, targets, None, None, -100, 0.0, 0.0, "sum")[0]
+    # Without reduction: its sum would be rounded to bf16 with the states.
+    losses = functional.linear_cross_entropy(
+        states, weight_VH, targets, reduction="none", ignore_index=-100, options=nn.LinearCrossEntropyOptions()
+    )
+    return losses.float().sum()
+
+
 def num_parameters(model: nn.Module, embeddings: bool = True) -> int:
     """Parameters of the model, tied ones once; without ``embeddings``, all but look-up tables and the LM head."""
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -15,7 +15,7 @@ from prealign_ds.alignment.representations import word_representations
 from prealign_ds.alignment.rows import TableRows
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import AlignSettings
-from prealign_ds.model import lm_loss_sum
+from prealign_ds.model import lm_loss_sum, lm_loss_sum_of_states
 
 
 class AlignmentStage:
@@ -96,13 +96,17 @@ class JointModel(nn.Module):
         model: A transformers causal language model; save its weights from here, without the wrapper's name.
         vocabulary: Ids in use; the padding beyond gets no probability.
         stage: The alignment stage, or None for language modelling alone.
+        lm_loss: ``plain``, or an implementation that never holds all logits.
     """
 
-    def __init__(self, model: PreTrainedModel, vocabulary: int, stage: AlignmentStage | None = None):
+    def __init__(
+        self, model: PreTrainedModel, vocabulary: int, stage: AlignmentStage | None = None, lm_loss: str = "plain"
+    ):
         super().__init__()
         self.model = model
         self.vocabulary = vocabulary
         self.stage = stage
+        self.lm_loss = lm_loss
         deepspeed.zero.register_external_parameter(self, model.get_output_embeddings().weight)
 
     def forward(
@@ -133,8 +137,7 @@ class JointModel(nn.Module):
         if task is not None:
             return task(self.model)
         assert input_ids is not None and targets is not None
-        logits = self.model(input_ids=input_ids, use_cache=False).logits
-        lm_loss = lm_loss_sum(logits, targets, self.vocabulary)
+        lm_loss = self._lm_loss(input_ids, targets)
         log = {"lm_loss_sum": lm_loss.detach(), "num_targets": (targets != -100).sum()}
         loss = lm_loss * loss_scale
         if words is not None and self.stage is not None:
@@ -142,3 +145,10 @@ class JointModel(nn.Module):
             loss = loss + alignment * words_scale
             log |= alignment_log
         return loss, log
+
+    def _lm_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
+        if self.lm_loss == "plain":
+            return lm_loss_sum(self.model(input_ids=input_ids, use_cache=False).logits, targets, self.vocabulary)
+        states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
+        weight = cast(Tensor, self.model.get_output_embeddings().weight)
+        return lm_loss_sum_of_states(states, weight, targets, self.vocabulary, self.lm_loss)

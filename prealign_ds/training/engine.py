@@ -13,22 +13,17 @@ from torch import Tensor, nn
 from prealign_ds.alignment.stage import JointModel
 from prealign_ds.config import OptimizerSettings
 from prealign_ds.files import read_json
+from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 
 _DERIVED = ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps", "gradient_clipping")
 
 
-def engine_config(path: Path, plan: StagePlan, optimizer: OptimizerSettings) -> dict[str, Any]:
-    """The DeepSpeed configuration: the file's, with the batch arithmetic and the optimizer of the stage.
-
-    Args:
-        path: A JSON file from ``ds_configs/``. Its ``optimizer.params`` may choose an implementation
-            (``torch_adam``, ``adam_w_mode``); numbers come from the recipe.
-        plan: Gives the batch sizes.
-        optimizer: Gives AdamW's numbers and the clipping.
+def read_ds_config(path: Path) -> dict[str, Any]:
+    """A JSON file from ``ds_configs/``.
 
     Raises:
-        ValueError: If the file sets a key that is derived here, or rounds the weights without ZeRO.
+        ValueError: If the file sets what the recipe decides, or rounds the weights without ZeRO.
     """
     if not path.is_file():
         raise ValueError(f"deepspeed: {path} does not exist; choose one from ds_configs/")
@@ -36,30 +31,43 @@ def engine_config(path: Path, plan: StagePlan, optimizer: OptimizerSettings) -> 
     for key in _DERIVED:
         if key in config:
             raise ValueError(f"{path}: {key} is derived from the recipe; remove it there")
+    if "optimizer" in config:
+        raise ValueError(f"{path}: optimizer comes from the recipe (kernels.optimizer, *.optimizer); remove it there")
     rounded = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
     if rounded and not config.get("zero_optimization", {}).get("stage"):
         raise ValueError(f"{path}: {rounded[0]} without ZeRO gives no fp32 weights back; set zero_optimization.stage")
-    choice = config.get("optimizer", {}).get("params", {})
-    return config | {
+    return config
+
+
+def engine_config(
+    ds_config: dict[str, Any], plan: StagePlan, optimizer: OptimizerSettings, kernels: Kernels
+) -> dict[str, Any]:
+    """The DeepSpeed configuration of a stage: the file's, with the batch arithmetic and AdamW.
+
+    Args:
+        ds_config: From :func:`read_ds_config`.
+        plan: Gives the batch sizes.
+        optimizer: Gives AdamW's numbers and the clipping.
+        kernels: Decide whose AdamW it is.
+    """
+    numbers = {
+        "lr": optimizer.learning_rate,
+        "betas": list(optimizer.betas),
+        "eps": optimizer.eps,
+        "weight_decay": optimizer.weight_decay,
+    }
+    whose = {"torch_adam": True, "fused": True} if kernels.optimizer == "torch" else {}
+    return ds_config | {
         "train_batch_size": plan.batch_samples,
         "train_micro_batch_size_per_gpu": plan.micro_batch_size,
         "gradient_accumulation_steps": plan.accumulation_steps,
         "gradient_clipping": optimizer.gradient_clipping,
         "steps_per_print": 10**9,
-        "optimizer": {
-            "type": "AdamW",
-            "params": choice
-            | {
-                "lr": optimizer.learning_rate,
-                "betas": list(optimizer.betas),
-                "eps": optimizer.eps,
-                "weight_decay": optimizer.weight_decay,
-            },
-        },
+        "optimizer": {"type": "AdamW", "params": numbers | whose},
     }
 
 
-def start_engine(module: JointModel, config: dict[str, Any]) -> Any:
+def start_engine(module: JointModel, config: dict[str, Any], kernels: Kernels) -> Any:
     """Wrap ``module`` in a DeepSpeed engine; matrices decay, norms and biases do not.
 
     Buffers keep fp32: DeepSpeed casts them with the weights, which turns rotary frequencies into nonsense far from the
@@ -72,7 +80,14 @@ def start_engine(module: JointModel, config: dict[str, Any]) -> Any:
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": decay, "name": "matrices"},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0, "name": "vectors"},
     ]
-    engine, *_ = deepspeed.initialize(model=module, model_parameters=groups, config=config)
+    if kernels.optimizer == "apex":
+        from apex.optimizers import FusedAdam
+
+        choice = {"optimizer": FusedAdam(groups, **config["optimizer"]["params"])}
+        config = {key: value for key, value in config.items() if key != "optimizer"}
+    else:
+        choice = {"model_parameters": groups}
+    engine, *_ = deepspeed.initialize(model=module, config=config, **choice)
     for name, buffer in module.named_buffers():
         if name in buffers:
             buffer.data = buffers[name].to(buffer.device)

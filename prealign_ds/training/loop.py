@@ -15,7 +15,7 @@ from deepspeed.accelerator import get_accelerator
 
 from prealign_ds.cli import LocalError
 from prealign_ds.config import StageSettings
-from prealign_ds.files import atomic_write, digest_of, read_json, write_json
+from prealign_ds.files import atomic_write, digest_of, write_json
 from prealign_ds.model import num_parameters, training_flops
 from prealign_ds.randomness import key_of
 from prealign_ds.recipe import check_same_run, dump_settings
@@ -25,10 +25,12 @@ from prealign_ds.training.engine import (
     checkpoint_bytes,
     engine_config,
     full_weights,
+    read_ds_config,
     set_learning_rate,
     start_engine,
     take_step,
 )
+from prealign_ds.training.kernels import Kernels, Place, choose_kernels, compile_adam
 from prealign_ds.training.monitor import StageLog, StepSums
 from prealign_ds.training.plan import StagePlan, learning_rate, plan_stages
 from prealign_ds.training.preemption import Preempted, StopFlag
@@ -96,11 +98,13 @@ class StageLoop:
         self.run, self.plan, self.stop, self.watchdog = run, plan, stop, watchdog
         self.settings: StageSettings = getattr(run.settings, plan.name)
         self.stream = run.stream(plan.name)
-        self.module = run.module(plan.name)
+        ds_config = read_ds_config(run.settings.deepspeed)
+        kernels = self._choose_kernels(ds_config)
+        self.module = run.module(plan.name, kernels)
         self.alignment = self.module.stage
         self._num_parameters = num_parameters(self.module.model)  # before ZeRO-3 takes them apart
         flops = training_flops(self.module.model, plan.sequence_length)
-        config = engine_config(run.settings.deepspeed, plan, self.settings.optimizer)
+        config = engine_config(ds_config, plan, self.settings.optimizer, kernels)
         if run.settings.log.tensorboard:
             events = str(run.dir / "tensorboard")
             config["tensorboard"] = {"enabled": True, "output_path": events, "job_name": plan.name}
@@ -118,7 +122,7 @@ class StageLoop:
         self._layout = {
             "world_size": plan.world_size,
             "zero_stage": config.get("zero_optimization", {}).get("stage", 0),
-            "deepspeed": digest_of(read_json(run.settings.deepspeed)),
+            "deepspeed": digest_of(ds_config),
         }
         self.step, self.sample = 0, plan.first_sample
         self._source: Path | None = None
@@ -130,10 +134,22 @@ class StageLoop:
         self._evaluation_pending = bool(saved and saved["evaluation_pending"])
         self.sums = StepSums(run.world.device, saved["sums"] if saved else None)
         self._skipped_in_row = 0
-        self.engine = start_engine(self.module, config)
+        self.engine = start_engine(self.module, config, kernels)
         self.log = StageLog(run, plan, self.engine, flops)
         languages = self.run.table.languages if self.stream.switcher else []
         self._count_names = ["num_words", "num_drawn", *(f"switched.{language}" for language in languages)]
+
+    def _choose_kernels(self, ds_config: dict[str, Any]) -> Kernels:
+        run, plan = self.run, self.plan
+        tokens = plan.micro_batch_size * plan.sequence_length
+        place = Place.of(run.world.device, ds_config, run.model_config, tokens, plan.name == "align")
+        kernels, lines = choose_kernels(run.settings.kernels, place)
+        for line in lines:
+            _LOGGER.info("%s: %s", plan.name, line)
+        if kernels.optimizer == "deepspeed":
+            self.watchdog.at("compiling DeepSpeed's Adam")
+            compile_adam(run.world, bool(place.offload))
+        return kernels
 
     def _check_fits(self, saved: dict[str, Any]) -> None:
         path = self.checkpoints.path(saved["step"])

@@ -30,6 +30,7 @@ from prealign_ds.model import (
 )
 from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
 from prealign_ds.training.environment import World
+from prealign_ds.training.kernels import Kernels
 
 
 class Run:
@@ -110,21 +111,22 @@ class Run:
             codeswitch=self.settings.codeswitch.model_dump() if switched else None,
         )
 
-    def module(self, stage: str) -> JointModel:
+    def module(self, stage: str, kernels: Kernels) -> JointModel:
         """The model that a stage starts from: stage 1's result, the weights to start from, or new ones."""
         settings = self.settings
-        model = self.new_model()
+        model = self.new_model(kernels.attention)
         if stage == "pretrain" and "align" in settings.stages:
             load_weights(model, self.dir / "align")
         alignment = None
         if stage == "align":
             alignment = AlignmentStage(self.table, self.tokenizer, settings.align, settings.seed)
             alignment.layers(settings.model.num_layers + 2)
-        return JointModel(model, self.vocabulary, alignment)
+        kernels.apply(model)
+        return JointModel(model, self.vocabulary, alignment, kernels.lm_loss)
 
-    def new_model(self) -> PreTrainedModel:
+    def new_model(self, attention: str = "sdpa") -> PreTrainedModel:
         """The model before any training."""
-        model = build_model(self.model_config, self.settings.model, self.settings.seed)
+        model = build_model(self.model_config, self.settings.model, self.settings.seed, attention)
         if self.settings.model.perfect_alignment:
             align_perfectly(model, torch.from_numpy(clone_ids(self.tokenizer)))
         return model

@@ -11,10 +11,11 @@ import torch
 from conftest import gpt2_style
 
 from prealign_ds.alignment.stage import JointModel
-from prealign_ds.config import ModelSettings, OptimizerSettings
+from prealign_ds.config import KernelSettings, ModelSettings, OptimizerSettings
 from prealign_ds.model import build_model, model_config
-from prealign_ds.training.engine import engine_config, full_weights, start_engine
+from prealign_ds.training.engine import engine_config, full_weights, read_ds_config, start_engine
 from prealign_ds.training.environment import join_world
+from prealign_ds.training.kernels import Kernels, Place, choose_kernels
 from prealign_ds.training.plan import StagePlan
 
 
@@ -27,8 +28,10 @@ def main():
         settings = ModelSettings(num_layers=2, hidden_size=32, num_heads=2)
         model = build_model(model_config(settings, 16, 400, tokenizer), settings, seed=0)
         module = JointModel(model, 400)
-        config = engine_config(Path("ds_configs") / name, plan, OptimizerSettings(learning_rate=1e-2))
-        engine = start_engine(module, config)
+        ds_config = read_ds_config(Path("ds_configs") / name)
+        kernels, _ = choose_kernels(KernelSettings(), Place.of(world.device, ds_config, model.config, 32, False))
+        config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-2), kernels)
+        engine = start_engine(module, config, kernels)
         inputs = torch.arange(32, device=world.device).reshape(2, 16)
         losses = []
         for _ in range(3):
@@ -52,8 +55,9 @@ def check_buffers(tokenizer, plan):
     settings = ModelSettings(architecture="llama", num_layers=1, hidden_size=32, num_heads=2)
     model = build_model(model_config(settings, 16, 400, tokenizer), settings, seed=0)
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    config = engine_config(Path("ds_configs/zero1_bf16.json"), plan, OptimizerSettings(learning_rate=1e-2))
-    engine = start_engine(JointModel(model, 400), config)
+    ds_config = read_ds_config(Path("ds_configs/zero1_bf16.json"))
+    config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-2), Kernels())
+    engine = start_engine(JointModel(model, 400), config, Kernels())
     assert next(model.parameters()).dtype == torch.bfloat16 and before
     assert all(torch.equal(buffer.cpu(), before[name]) for name, buffer in model.named_buffers())
     engine.destroy()

@@ -21,8 +21,9 @@ from prealign_ds.alignment.stage import AlignmentStage, JointModel
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import AlignSettings, ModelSettings, OptimizerSettings
 from prealign_ds.model import build_model, model_config
-from prealign_ds.training.engine import engine_config, start_engine
+from prealign_ds.training.engine import engine_config, read_ds_config, start_engine
 from prealign_ds.training.environment import join_world
+from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 
 LAYERS, SAMPLES, LENGTH = 2, 8, 24
@@ -123,8 +124,8 @@ def run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer
     stage = AlignmentStage(table(), tokenizer, align, seed=3)
     module = JointModel(model, len(tokenizer), stage)
     optimizer = OptimizerSettings(learning_rate=1e-30, gradient_clipping=0.0)
-    config = engine_config(DS_CONFIGS / f"zero{zero}_fp32.json", plan, optimizer)
-    engine = start_engine(module, config)
+    config = engine_config(read_ds_config(DS_CONFIGS / f"zero{zero}_fp32.json"), plan, optimizer, Kernels())
+    engine = start_engine(module, config, Kernels())
     words = stage.batch(0, world.rank, world.size)
     assert world.size == 1 or len(set(words.counts)) > 1, "the shares of the ranks shall be uneven"
     results = {f"{key}.loss": backward(engine, tokenizer, plan, world, words)}

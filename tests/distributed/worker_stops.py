@@ -44,8 +44,8 @@ class PoisonedRun(Run):
         super().__init__(settings, world)
         self._poisoned = poisoned if world.rank == world.size - 1 else []
 
-    def module(self, stage):
-        module, forwards = super().module(stage), itertools.count()
+    def module(self, stage, kernels):
+        module, forwards = super().module(stage, kernels), itertools.count()
 
         def poison(module, arguments, output):
             if module.training and next(forwards) in self._poisoned:

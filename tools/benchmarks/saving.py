@@ -32,6 +32,7 @@ from prealign_ds.model import num_parameters
 from prealign_ds.training.checkpoint import Checkpoints
 from prealign_ds.training.engine import checkpoint_bytes, engine_config, start_engine
 from prealign_ds.training.environment import World, join_world
+from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 from tools.benchmarks import spread
 
@@ -84,8 +85,9 @@ def _engine_after_a_step(millions: int, world: World) -> Any:
         GPT2Config(n_layer=2, n_embd=width, n_head=8, vocab_size=millions * 10**6 // width)
     )
     plan = StagePlan("pretrain", 0, 8, 1, 1, 1, 1, 8)
-    config = engine_config(ROOT / "ds_configs/cpu_fp32.json", plan, OptimizerSettings(learning_rate=1e-3))
-    engine = start_engine(JointModel(model, 1000), config | {"zero_optimization": {"stage": 1}})
+    ds_config = {"zero_optimization": {"stage": 1}}
+    config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-3), Kernels())
+    engine = start_engine(JointModel(model, 1000), config, Kernels())
     tokens = torch.arange(8, device=world.device).unsqueeze(0)
     engine.backward(engine(tokens, tokens, 1.0)[0])
     engine.step()
