@@ -215,6 +215,17 @@ class PretrainSettings(StageSettings):
     """AdamW and its schedule."""
 
 
+class SimilaritySettings(Settings):
+    """Similarity and retrieval of aligned words, layer by layer."""
+
+    words: int = Field(1000, ge=1)
+    """Words of W in each language, drawn uniformly, and as many of the held-out ones."""
+    neighbours: int = Field(10, ge=1)
+    """k of CSLS: nearest neighbours that say how crowded a word's surroundings are."""
+    batch_size: int = Field(256, ge=1)
+    """Words that one rank encodes at once."""
+
+
 class EvaluationSettings(Settings):
     """Measurements during training."""
 
@@ -224,6 +235,8 @@ class EvaluationSettings(Settings):
     """Use at most this many tokens of each held-out corpus, its first; 0 uses all."""
     batch_size: int = Field(8, ge=1)
     """Samples that one rank evaluates at once."""
+    similarity: SimilaritySettings | None = None
+    """Similarity of aligned words; None does not measure it."""
 
 
 class CheckpointSettings(Settings):
