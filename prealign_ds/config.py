@@ -226,6 +226,19 @@ class SimilaritySettings(Settings):
     """Words that one rank encodes at once."""
 
 
+class LeakageSettings(Settings):
+    """Share of source-language generations that hold another language (paper Table 3)."""
+
+    samples: int = Field(1000, ge=1)
+    """Texts to generate."""
+    prompt_tokens: int = Field(16, ge=1)
+    """Tokens of a prompt, from held-out text of the source language."""
+    new_tokens: int = Field(128, ge=1)
+    """Tokens to generate after a prompt, at temperature 1."""
+    batch_size: int = Field(32, ge=1)
+    """Texts that one rank generates at once."""
+
+
 class EvaluationSettings(Settings):
     """Measurements during training."""
 
@@ -237,6 +250,8 @@ class EvaluationSettings(Settings):
     """Samples that one rank evaluates at once."""
     similarity: SimilaritySettings | None = None
     """Similarity of aligned words; None does not measure it."""
+    leakage: LeakageSettings | None = None
+    """Script leakage; None does not measure it."""
 
 
 class CheckpointSettings(Settings):
