@@ -33,7 +33,7 @@ def generate(
     """Continue prompts of one length by sampling at temperature 1; all ranks must call it, and share the samples.
 
     Args:
-        compute: Reaches the model.
+        compute: Reaches the model, which is in evaluation mode.
         prompts_NP: Token ids.
         new_tokens: Tokens G to draw for each prompt; nothing ends a text earlier.
         vocabulary: Ids in use; the padding beyond is never drawn.
@@ -72,6 +72,7 @@ def _sample(model: PreTrainedModel, prompts_BP: Tensor, noise_BG: Tensor, vocabu
     for noise_B1 in noise_BG.split(1, dim=1):
         output = model(input_ids=ids, past_key_values=past, use_cache=True, logits_to_keep=1)
         past = output.past_key_values
+        assert past is not None, "put the model into evaluation mode: while it trains, recomputation keeps no cache"
         cumulative_BV = output.logits[:, -1, :vocabulary].double().softmax(-1).cumsum(-1)
         # Ends at exactly 1, above all noise; to the right of equal values, so that no id of probability 0 is drawn.
         ids = torch.searchsorted(cumulative_BV / cumulative_BV[:, -1:], noise_B1.contiguous(), right=True)

@@ -14,9 +14,9 @@ from prealign_ds.model import align_perfectly, build_model, model_config
 V = 400
 
 
-def model_of(tokenizer, architecture="gpt2", rig=None, scale=1.0):
+def model_of(tokenizer, architecture="gpt2", rig=None, scale=1.0, **changes):
     """A small model with En-Clone; ``rig`` changes its logits, ``scale`` sharpens them."""
-    settings = ModelSettings(architecture=architecture, num_layers=2, hidden_size=32, num_heads=2)
+    settings = ModelSettings(architecture=architecture, num_layers=2, hidden_size=32, num_heads=2, **changes)
     model = build_model(model_config(settings, 48, 2 * V, tokenizer), settings, seed=3).eval()
 
     def change(module, inputs, output):
@@ -47,7 +47,7 @@ def leakage(tokenizer, model, languages=("clone",), samples=40, seed=1, held_out
 
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
 def test_generation_with_a_cache_equals_generation_without(tokenizer, architecture):
-    model = model_of(tokenizer, architecture, scale=8.0)
+    model = model_of(tokenizer, architecture, scale=8.0, activation_checkpointing=True)
     prompts = np.random.default_rng(0).integers(0, V, (7, 5))
     noise = sampling_noise(4, np.arange(7), 12)
     expected = prompts
@@ -62,6 +62,12 @@ def test_generation_with_a_cache_equals_generation_without(tokenizer, architectu
     for batch_size in (1, 3, 100):
         found = generate(lambda task: task(model), prompts, 12, 2 * V, batch_size, 4, "cpu")
         assert found.tolist() == expected[:, 5:].tolist()
+
+
+def test_a_model_that_trains_is_refused_where_it_would_keep_no_cache(tokenizer):
+    model = model_of(tokenizer, activation_checkpointing=True).train()
+    with pytest.raises(AssertionError, match="evaluation mode"):
+        generate(lambda task: task(model), np.ones((2, 3)), 2, 2 * V, 2, 0, "cpu")
 
 
 def test_draws_follow_the_distribution_and_never_the_padding(tokenizer):
