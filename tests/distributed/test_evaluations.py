@@ -5,13 +5,13 @@ import sys
 
 import pytest
 import torch
-from evaluation.test_classification import write_texts
+from conftest import write_labelled
 from launching import finish, free_port, launch, run_alone, start
 from worker_evaluations import evaluate, new_model, transfer
 
 
 def test_two_ranks_under_zero_3_find_what_one_process_finds(tokenizer, tmp_path):
-    train, test = write_texts(tmp_path / "train.tsv", 120, 0, 0.3), write_texts(tmp_path / "test.tsv", 75, 1, 0.3)
+    train, test = write_labelled(tmp_path / "train.tsv", 120, 0, 0.3), write_labelled(tmp_path / "test.tsv", 75, 1, 0.3)
     launch(2, "tests/distributed/worker_evaluations.py", tmp_path / "found.json", train, test)
     found = json.loads((tmp_path / "found.json").read_text())
     model = new_model(tokenizer)
@@ -42,7 +42,7 @@ def test_finetune_alone_and_by_accelerate_launch(tokenizer, tmp_path):
     with torch.no_grad():
         model.save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    train, test = write_texts(tmp_path / "train.tsv", 120, 0, 0.3), write_texts(tmp_path / "test.tsv", 75, 1, 0.3)
+    train, test = write_labelled(tmp_path / "train.tsv", 120, 0, 0.3), write_labelled(tmp_path / "test.tsv", 75, 1, 0.3)
     arguments = ["--model", tmp_path / "model", "--train", train, "--test", f"en={test}", f"clone={test}", "ar=-"]
     arguments += ["--set", "seeds=[1,2]", "epochs=2", "batch_size=16", "learning_rate=0.001"]
     alone = run_alone("launchers/finetune.py", *arguments)

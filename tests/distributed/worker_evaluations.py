@@ -33,11 +33,11 @@ from prealign_ds.training.plan import StagePlan
 
 
 def evaluate(tokenizer, compute, model, device):
-    """Similarity and leakage of a model; 7 and 3 at once, so that the ranks have uneven shares."""
-    text = make_text(3000)
+    """Similarity and leakage of a model, with uneven shares of the ranks."""
+    text = make_text(1000)
     table = AlignmentTable.clone(count_words([text], workers=1)).hold_out(0.3, seed=1)
-    similarity = WordSimilarity(table, TableRows(table, tokenizer), SimilaritySettings(batch_size=7), 0)
-    settings = LeakageSettings(samples=19, prompt_tokens=4, new_tokens=6, batch_size=3)
+    similarity = WordSimilarity(table, TableRows(table, tokenizer), SimilaritySettings(batch_size=64), 0)
+    settings = LeakageSettings(samples=13, prompt_tokens=4, new_tokens=5, batch_size=4)
     held_out = {"en": Row(tokenizer.encode(text))}
     positions = model.config.max_position_embeddings
     leakage = ScriptLeakage(held_out, "en", ["clone", "ru"], tokenizer, 2 * len(tokenizer), positions, settings, 1)

@@ -1,10 +1,10 @@
 """Zero-shot transfer with known answers: a separable task, exchanged labels, and perfect alignment."""
 
 import json
-import random
 
 import pytest
 import torch
+from conftest import LABELS, write_labelled
 
 from prealign_ds.config import ClassificationSettings, ModelSettings
 from prealign_ds.corpus.clone import clone_ids
@@ -12,21 +12,6 @@ from prealign_ds.evaluation.classification import LastTokenClassifier, ZeroShotT
 from prealign_ds.model import align_perfectly, build_model, model_config
 
 V = 400
-NAMES = ("music", "river")
-FILLING = "the a well he plays she house street light old people green".split()
-
-
-def write_texts(path, number, seed, noise=0.0, names=NAMES):
-    """Each text holds ``piano`` or ``river`` among other words, and is labelled by it, but for a share of them."""
-    rng = random.Random(seed)
-    lines = []
-    for _ in range(number):
-        label = rng.randrange(2)
-        words = rng.choices(FILLING, k=rng.randint(3, 8))
-        words.insert(rng.randrange(len(words)), ("piano", "river")[label])
-        lines.append(f"{names[label ^ (rng.random() < noise)]}\t{' '.join(words)}.\n")
-    path.write_text("".join(lines))
-    return str(path)
 
 
 def model_of(tokenizer, architecture="gpt2", clone=True, positions=24):
@@ -42,10 +27,10 @@ def transfer(tokenizer, model, train, test, **settings):
 @pytest.fixture
 def files(tmp_path):
     return {
-        "train": write_texts(tmp_path / "train.tsv", 200, 0),
-        "exchanged": write_texts(tmp_path / "exchanged.tsv", 200, 0, names=NAMES[::-1]),
-        "noisy": write_texts(tmp_path / "noisy.tsv", 200, 0, noise=0.4),
-        "test": write_texts(tmp_path / "test.tsv", 101, 1),
+        "train": write_labelled(tmp_path / "train.tsv", 200, 0),
+        "exchanged": write_labelled(tmp_path / "exchanged.tsv", 200, 0, names=LABELS[::-1]),
+        "noisy": write_labelled(tmp_path / "noisy.tsv", 200, 0, noise=0.4),
+        "test": write_labelled(tmp_path / "test.tsv", 101, 1),
     }
 
 
