@@ -215,6 +215,53 @@ class PretrainSettings(StageSettings):
     """AdamW and its schedule."""
 
 
+class SimilaritySettings(Settings):
+    """Similarity and retrieval of aligned words, layer by layer."""
+
+    words: int = Field(1000, ge=1)
+    """Words of W in each language, drawn uniformly, and as many of the held-out ones."""
+    neighbours: int = Field(10, ge=1)
+    """k of CSLS: nearest neighbours that say how crowded a word's surroundings are."""
+    batch_size: int = Field(256, ge=1)
+    """Words that one rank encodes at once."""
+
+
+class LeakageSettings(Settings):
+    """Share of source-language generations that hold another language (paper Table 3)."""
+
+    samples: int = Field(1000, ge=1)
+    """Texts to generate."""
+    prompt_tokens: int = Field(16, ge=1)
+    """Tokens of a prompt, from held-out text of the source language."""
+    new_tokens: int = Field(128, ge=1)
+    """Tokens to generate after a prompt, at temperature 1."""
+    batch_size: int = Field(32, ge=1)
+    """Texts that one rank generates at once."""
+
+
+class ClassificationSettings(Settings):
+    """Zero-shot cross-lingual transfer: fine-tuning on the source language, accuracy in every language."""
+
+    train: str
+    """Labelled source-language text: a .tsv (label, text), .jsonl or .parquet file, or hub:DATASET:CONFIG:SPLIT."""
+    test: dict[str, str | None]
+    """Labelled text by language, None for one without any; that of ``clone`` is source text, read as En-Clone."""
+    seeds: list[int] = Field([1, 2, 3], min_length=1)
+    """Each decides the head's weights and the order of the text in a training of its own."""
+    epochs: int = Field(3, ge=1)
+    """Passes over the training text."""
+    batch_size: int = Field(32, ge=1)
+    """Texts in a GLOBAL batch: a multiple of the ranks. The last, incomplete batch of an epoch is left out."""
+    learning_rate: float = Field(5e-5, gt=0)
+    """AdamW's peak learning rate."""
+    warmup_share: float = Field(0.1, ge=0, lt=1)
+    """Share of the steps with linear warm-up; after it the rate falls linearly to 0."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's weight decay of matrices."""
+    max_tokens: int = Field(0, ge=0)
+    """Cut texts to so many tokens, the longer part of a pair first; 0 is what the model's positions allow."""
+
+
 class EvaluationSettings(Settings):
     """Measurements during training."""
 
@@ -224,6 +271,12 @@ class EvaluationSettings(Settings):
     """Use at most this many tokens of each held-out corpus, its first; 0 uses all."""
     batch_size: int = Field(8, ge=1)
     """Samples that one rank evaluates at once."""
+    similarity: SimilaritySettings | None = None
+    """Similarity of aligned words; None does not measure it."""
+    leakage: LeakageSettings | None = None
+    """Script leakage; None does not measure it."""
+    classification: ClassificationSettings | None = None
+    """Zero-shot cross-lingual transfer; None does not measure it."""
 
 
 class CheckpointSettings(Settings):

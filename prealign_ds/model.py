@@ -131,6 +131,21 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     model.tie_weights()
 
 
+def load_exported(folder: str | Path) -> PreTrainedModel:
+    """The causal language model of a transformers folder with safetensors weights, in fp32; never from a hub.
+
+    Raises:
+        ValueError: If the folder has no model.
+    """
+    for name in ("config.json", "*.safetensors"):
+        if not list(Path(folder).glob(name)):
+            raise ValueError(f"{folder}: no {name} here; name the folder of a saved model, such as RUN_DIR/model")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, trust_remote_code=False
+    )
+    return cast(PreTrainedModel, model)
+
+
 def tied_weight_names(model: PreTrainedModel) -> set[str]:
     """Names in the state dict that share another name's tensor: the output embedding, if tied."""
     if model.get_output_embeddings().weight is not model.get_input_embeddings().weight:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import BaseModel, ValidationError
 
 from prealign_ds.config import RunSettings, Settings
+
+_Kind = TypeVar("_Kind", bound=Settings)
 
 
 class _Loader(yaml.SafeLoader):
@@ -37,13 +39,22 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSe
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ValueError(f"{path}: a recipe is a mapping of keys to values; found {type(values).__name__}")
-    for override in overrides or []:
+    return parse_settings(RunSettings, values, overrides or [], str(path))
+
+
+def parse_settings(kind: type[_Kind], values: dict[str, Any], overrides: list[str], name: str) -> _Kind:
+    """Settings of one kind from their values and ``dotted.key=value`` overrides.
+
+    Raises:
+        ValueError: With every problem, each on a line of its own, below ``name``.
+    """
+    for override in overrides:
         _apply(values, override)
     try:
-        return RunSettings.model_validate(values)
+        return kind.model_validate(values)
     except ValidationError as error:
-        lines = [_explain(problem) for problem in error.errors()]
-        raise ValueError(f"{path}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
+        lines = [_explain(problem, kind) for problem in error.errors()]
+        raise ValueError(f"{name}: {len(lines)} problem(s)\n" + "\n".join(f"  {line}" for line in lines)) from error
 
 
 def _apply(values: Any, override: str) -> None:
@@ -67,10 +78,10 @@ def _apply(values: Any, override: str) -> None:
         raise ValueError(f"override {override!r}: {error}") from error
 
 
-def _explain(problem: Any) -> str:
+def _explain(problem: Any, kind: type[Settings]) -> str:
     where = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(problem["loc"][:-1]), 1, 0.4)
+        near = difflib.get_close_matches(str(problem["loc"][-1]), _known_keys(kind, problem["loc"][:-1]), 1, 0.4)
         return f"{where}: unknown key" + (f"; did you mean {near[0]!r}?" if near else "; remove it")
     message = problem["msg"].removeprefix("Value error, ")
     if problem["type"] == "missing":
@@ -79,8 +90,8 @@ def _explain(problem: Any) -> str:
     return f"{where}: {message}{shown}" if where else message
 
 
-def _known_keys(location: tuple[Any, ...]) -> list[str]:
-    section: Any = RunSettings
+def _known_keys(kind: type[Settings], location: tuple[Any, ...]) -> list[str]:
+    section: Any = kind
     for part in location:
         if isinstance(part, int):
             continue

@@ -38,6 +38,23 @@ def make_text(num_words: int, seed: int = 0) -> str:
     return "".join(parts)
 
 
+LABELS = ("music", "river")
+_FILLING = "the a well he plays she house street light old people green".split()
+
+
+def write_labelled(path, number, seed, noise=0.0, names=LABELS):
+    """Each text holds ``piano`` or ``river`` among other words, and is labelled by it, but for a share of them."""
+    rng = random.Random(seed)
+    lines = []
+    for _ in range(number):
+        label = rng.randrange(2)
+        words = rng.choices(_FILLING, k=rng.randint(3, 8))
+        words.insert(rng.randrange(len(words)), ("piano", "river")[label])
+        lines.append(f"{names[label ^ (rng.random() < noise)]}\t{' '.join(words)}.\n")
+    path.write_text("".join(lines))
+    return str(path)
+
+
 class Row:
     """Tokens in memory, read as a corpus is."""
 

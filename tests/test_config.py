@@ -37,6 +37,19 @@ def test_off_is_a_mode_and_no_is_a_language(tmp_path):
     assert settings.model.tied_embeddings is False
 
 
+def test_optional_evaluations_are_sections_of_their_own(tmp_path):
+    settings = load_settings(write(tmp_path), ["evaluation.similarity={}", "evaluation.leakage.samples=50"]).evaluation
+    assert settings.similarity.words == 1000 and settings.leakage.samples == 50 and settings.classification is None
+    test = [
+        "evaluation.classification.train=en.tsv",
+        "evaluation.classification.test={de: de.tsv, ar: null, no: n.tsv}",
+    ]
+    settings = load_settings(write(tmp_path), test).evaluation.classification
+    assert settings.test == {"de": "de.tsv", "ar": None, "no": "n.tsv"} and settings.seeds == [1, 2, 3]
+    with pytest.raises(ValueError, match=r"evaluation\.leakage\.sample: unknown key; did you mean 'samples'"):
+        load_settings(write(tmp_path), ["evaluation.leakage.sample=50"])
+
+
 def test_round_trip(tmp_path):
     settings = load_settings(write(tmp_path), ["codeswitch.mode=off"])
     again = tmp_path / "again.yaml"

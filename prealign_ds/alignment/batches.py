@@ -138,7 +138,7 @@ class WordBatches:
         number = np.bincount(all_anchors, minlength=len(ids))
         anchors, positives = columns.of_edges(*self.rows.positives.neighbours(own))
         excluded = self._excluded(own, columns, low, anchors * len(ids) + positives)
-        input_ids, mask = self._padded(own)
+        input_ids, mask = self.rows.padded(own)
         ends = [0, *(round(share * len(own)) for share in (_GROUP_ENDS if min(counts) >= 4 else _GROUP_ENDS[-1:]))]
         return WordBatch(
             input_ids_rT=torch.from_numpy(input_ids),
@@ -170,14 +170,6 @@ class WordBatches:
         found = [columns.of_edges(places, near), columns.of_edges(places[again], far)]
         pairs = [itself, *(rows * len(columns.ids) + others for rows, others in found)]
         return np.setdiff1d(np.concatenate(pairs), positives)
-
-    def _padded(self, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        begins, ends = self.rows.offsets[own], self.rows.offsets[own + 1]
-        lengths = ends - begins
-        mask = np.arange(lengths.max()) < lengths[:, None]
-        input_ids = np.zeros(mask.shape, dtype=np.int64)
-        input_ids[mask] = self.rows.tokens[expand_ranges(begins, ends)]
-        return input_ids, mask.astype(np.int64)
 
 
 class _Places:

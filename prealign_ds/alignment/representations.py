@@ -11,6 +11,15 @@ from prealign_ds.alignment.batches import WordBatch
 
 
 def word_representations(model: PreTrainedModel, batch: WordBatch) -> list[Tensor]:
+    """:func:`encode_words` for a word batch, group by group of similar length; L+2 tensors of shape (r, H)."""
+    groups = [
+        encode_words(model, batch.input_ids_rT[first:end, :length], batch.mask_rT[first:end, :length])
+        for first, end, length in batch.groups
+    ]
+    return [torch.cat(layer) for layer in zip(*groups, strict=True)]
+
+
+def encode_words(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> list[Tensor]:
     """``h_w^l`` for l = 0 .. L+1: the mean over a word's subwords of f(w, l), each of shape (r, H) in fp32 (Eq. 1).
 
     - f(w, 0): rows of the input embedding, without positions;
@@ -23,16 +32,9 @@ def word_representations(model: PreTrainedModel, batch: WordBatch) -> list[Tenso
 
     Args:
         model: A transformers causal language model with L blocks.
-        batch: The words.
+        input_ids: int64 of shape (r, T), padded on the right.
+        mask: int64 of shape (r, T), 1 for tokens and 0 for padding.
     """
-    groups = [
-        _encode(model, batch.input_ids_rT[first:end, :length], batch.mask_rT[first:end, :length])
-        for first, end, length in batch.groups
-    ]
-    return [torch.cat(layer) for layer in zip(*groups, strict=True)]
-
-
-def _encode(model: PreTrainedModel, input_ids: Tensor, mask: Tensor) -> list[Tensor]:
     embedded = model.get_input_embeddings()(input_ids)
     states = model.base_model(
         input_ids=input_ids, attention_mask=mask, output_hidden_states=True, use_cache=False

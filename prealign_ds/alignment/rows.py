@@ -97,6 +97,15 @@ class TableRows:
         """Number of rows."""
         return len(self._lengths)
 
+    def padded(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids of ``rows``, padded on the right with 0, and their mask; int64 of shape (rows, longest)."""
+        begins, ends = self.offsets[rows], self.offsets[rows + 1]
+        lengths = ends - begins
+        mask = np.arange(lengths.max()) < lengths[:, None]
+        input_ids = np.zeros(mask.shape, dtype=np.int64)
+        input_ids[mask] = self.tokens[expand_ranges(begins, ends)]
+        return input_ids, mask.astype(np.int64)
+
     def _row(self, ids: np.ndarray) -> int:
         key = ids.tobytes()
         if key not in self._known:

@@ -200,13 +200,13 @@ def _unpacked(package: str) -> Iterator[Path]:
             raise ValueError(f"debian:{package}: needs {tool}, which this machine does not have; give files instead")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        done = _apt_get(folder, "download", package)
+        done = apt_get(folder, "download", package)
         if done.returncode:  # perhaps the machine has no package lists yet: fetch them into this folder
             for part in ("lists/partial", "cache/archives/partial"):
                 (folder / part).mkdir(parents=True)
             own = ["-o", f"Dir::State::lists={folder}/lists", "-o", f"Dir::Cache={folder}/cache"]
-            _apt_get(folder, *own, "update")
-            done = _apt_get(folder, *own, "download", package)
+            apt_get(folder, *own, "update")
+            done = apt_get(folder, *own, "download", package)
         archives = list(folder.glob("*.deb"))
         if done.returncode or len(archives) != 1:
             reason = (done.stderr.strip() or "no package came").splitlines()[-1]
@@ -218,7 +218,8 @@ def _unpacked(package: str) -> Iterator[Path]:
         yield folder / "files"
 
 
-def _apt_get(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def apt_get(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run apt-get in ``folder``, with its output kept; a failure is told by the return code."""
     # As root, apt would hand over to a user who may not write here.
     command = ["apt-get", "-o", "APT::Sandbox::User=root", *words]
     return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
