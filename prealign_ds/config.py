@@ -188,12 +188,6 @@ class KnowledgeSettings(Settings):
     words: list[Path] = []
     """Files of words, one a line (tools/build_table.py --words): beside those of the table, they become no names."""
 
-    @model_validator(mode="after")
-    def _check(self) -> KnowledgeSettings:
-        if len(set(self.frequencies)) < len(self.frequencies):
-            raise ValueError(f"frequencies {self.frequencies}: give each one once")
-        return self
-
 
 class StageSettings(Settings):
     """What both stages have."""

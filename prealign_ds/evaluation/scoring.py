@@ -39,6 +39,15 @@ def token_nats(model: PreTrainedModel, inputs_BS: Tensor, targets_BS: Tensor, vo
 
 
 @torch.no_grad()
+def target_nats(
+    compute: Compute, inputs_BS: np.ndarray, targets_BS: np.ndarray, vocabulary: int, device: torch.device
+) -> Tensor:
+    """:func:`token_nats` of a batch in host memory, through ``compute``."""
+    inputs, targets = torch.from_numpy(inputs_BS).to(device), torch.from_numpy(targets_BS).to(device)
+    return compute(lambda model: token_nats(model, inputs, targets, vocabulary))
+
+
+@torch.no_grad()
 def row_nats(
     rows: Sequence[np.ndarray], first: int, compute: Compute, vocabulary: int, batch_tokens: int, device: torch.device
 ) -> np.ndarray:
@@ -65,8 +74,7 @@ def row_nats(
         targets = np.full((size, width), IGNORED, dtype=np.int64)
         for place, row in enumerate(share):
             inputs[place, 1 : len(rows[row])], targets[place, : len(rows[row])] = rows[row][:-1], rows[row]
-        given, wanted = torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
-        nats = compute(lambda model, given=given, wanted=wanted: token_nats(model, given, wanted, vocabulary))
+        nats = target_nats(compute, inputs, targets, vocabulary, device)
         sums[share.start : share.start + len(share)] = nats.double().sum(1)[: len(share)]
     if world > 1:
         dist.all_reduce(sums)

@@ -9,8 +9,8 @@ from prealign_ds.randomness import KeyedPermutation, key_of
 
 Script = Literal["same", "transliterated"]
 
-# A name is three syllables of a consonant and a vowel; the first and the last may end in one more consonant. The letters
-# are chosen such that different names stay different in every script. Arabic writes no other vowels than these three.
+# A name is three syllables of a consonant and a vowel; the first and the last may end in one more consonant. The
+# letters are chosen such that different names stay different in every script; Arabic has no letters for other vowels.
 _ONSETS = "b d f g h j k l m n r s sh t z".split()
 _VOWELS = "a i o".split()
 _CODAS = ["", *"n l r m k".split()]

@@ -10,8 +10,8 @@ import numpy as np
 class PackedDocuments:
     """Documents in a row of tokens, none of which crosses the border of a sample; readable as a corpus.
 
-    The row begins with the end-of-text token, and each document is followed by one. Where the next document does not fit
-    into a sample, the sample is filled with end-of-text tokens; one that follows another is padding, and no target.
+    The row begins with the end-of-text token, and each document is followed by one. Where the next document does not
+    fit into a sample, the sample is filled with end-of-text tokens; one that follows another is padding, and no target.
 
     Args:
         documents: Tokens of each document, without the end-of-text token.

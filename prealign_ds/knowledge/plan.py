@@ -1,9 +1,10 @@
 """Which facts are told when, how often and in which language: a pure function of the seed and the settings.
 
-The stream of samples is cut into periods of a fixed number of samples, counted from ``knowledge.start_tokens`` in absolute
-tokens of the run (stage 1 reads the first samples of the same stream, so a period may lie in either stage, and Joint
-Training, which has no stage 1, is told the same facts at the same samples). Each period has facts of its own, for each
-direction (told in one language, asked in another) and frequency. Their sentences take the place of samples of that period.
+The stream of samples is cut into periods of a fixed number of samples, counted from ``knowledge.start_tokens`` in
+absolute tokens of the run. Stage 1 reads the first samples of the same stream: a period may lie in either stage, and
+Joint Training, which has no stage 1, is told the same facts at the same samples. To have periods in stage 2 alone,
+start with the tokens of stage 1. Each period has facts of its own, for each direction (told in one language, asked in
+another) and frequency; their sentences take the place of samples of that period.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -20,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 from prealign_ds.config import KnowledgeSettings
 from prealign_ds.corpus.clone import CLONE_LANGUAGE, clone_ids
 from prealign_ds.files import digest_of, sha256_file
+from prealign_ds.knowledge.directions import Direction
 from prealign_ds.knowledge.entities import Name, names, spell
 from prealign_ds.knowledge.packing import PackedDocuments
 from prealign_ds.knowledge.relations import SHIPPED, load_templates
@@ -32,16 +33,6 @@ _NAMES_PER_FACT = 16  # range of names that a period may use: objects are drawn 
 _LARGEST_SHARE = 0.5  # of a period's samples
 _PERIODS_KEPT = 2  # in memory: a loader is at the border of two at most
 _ANYONE: Name = ("d", "a", "", "n", "i", "l", "o", "")  # a subject to measure sentences with
-
-
-class Direction(NamedTuple):
-    """Facts are told in one language and asked in another."""
-
-    told: str
-    asked: str
-
-    def __str__(self) -> str:
-        return f"{self.told}->{self.asked}"
 
 
 class Fact(NamedTuple):
@@ -96,7 +87,7 @@ class KnowledgePlan:
 
     Args:
         settings: The ``knowledge`` section.
-        directions: From :func:`directions_of`.
+        directions: From :func:`prealign_ds.knowledge.directions.directions_of`.
         source_language: Language that En-Clone is the clone of.
         sequence_length: Tokens S in a sample.
         tokenizer: The tokenizer.
@@ -119,10 +110,11 @@ class KnowledgePlan:
     ):
         self.settings, self.directions, self.source_language = settings, list(directions), source_language
         for key in ("period_tokens", "start_tokens"):
-            if getattr(settings, key) % sequence_length:
+            if (tokens := getattr(settings, key)) % sequence_length:
+                near = max(1, round(tokens / sequence_length)) * sequence_length
                 raise ValueError(
-                    f"knowledge.{key}: {getattr(settings, key)} is not a multiple of data.sequence_length "
-                    f"{sequence_length}; the nearest is {round(getattr(settings, key) / sequence_length) * sequence_length}"
+                    f"knowledge.{key}: {tokens} is not a multiple of data.sequence_length {sequence_length}; the "
+                    f"nearest is {near}"
                 )
         self.period_samples = settings.period_tokens // sequence_length
         self.first_sample = settings.start_tokens // sequence_length
@@ -294,36 +286,3 @@ class KnowledgePlan:
     def _tokens(self, texts: list[str], language: str) -> list[np.ndarray]:
         rows = [np.array(encoding.ids) for encoding in self._encode(texts, add_special_tokens=False)]
         return [self._clone_ids[row] for row in rows] if language == CLONE_LANGUAGE else rows
-
-
-def directions_of(names: Sequence[str] | None, source_language: str, languages: Sequence[str]) -> list[Direction]:
-    """The directions that ``knowledge.directions`` names, or those of the paper's Figure 3.
-
-    Args:
-        names: ``told->asked``, or None: with the source language en and another one x, en->en, x->x, en->x and x->en.
-        source_language: The source language.
-        languages: Languages with training text.
-
-    Raises:
-        ValueError: If a name is no direction, occurs twice, or names a language without training text.
-    """
-    if names is None:
-        others = [language for language in dict.fromkeys(languages) if language != source_language]
-        pairs = [(x, x) for x in (source_language, *others)]
-        pairs += [pair for x in others for pair in ((source_language, x), (x, source_language))]
-        return [Direction(*pair) for pair in pairs]
-    directions = []
-    for name in names:
-        told, arrow, asked = name.partition("->")
-        if not arrow or not told or not asked:
-            raise ValueError(f"knowledge.directions: {name!r}: write it as told->asked, for example en->de")
-        for language in (told, asked):
-            if language not in languages:
-                raise ValueError(
-                    f"knowledge.directions: {name!r}: no corpus in {language} (data.corpora has "
-                    f"{', '.join(dict.fromkeys(languages))}); add one, or remove the direction"
-                )
-        directions.append(Direction(told, asked))
-    if len(set(directions)) < len(directions) or not directions:
-        raise ValueError(f"knowledge.directions: {list(names)}: name one or more, each once")
-    return directions

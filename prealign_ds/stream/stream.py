@@ -119,7 +119,10 @@ class CodeSwitchedStream(Dataset):
         self._passes: dict[int, _Pass] = {}
 
     def locate(self, index: int) -> tuple[StreamCorpus, int, int]:
-        """The corpus, the epoch over it, and the offset of the first token of sample ``index``, if it tells no facts."""
+        """The corpus, the epoch over it, and the offset of the first token of sample ``index``.
+
+        Where the sample tells facts instead, this is what it would be without.
+        """
         corpus, visit, start = self._locate(index)
         return corpus, visit.epoch, start
 
