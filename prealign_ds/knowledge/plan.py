@@ -165,11 +165,12 @@ class KnowledgePlan:
             rows.append(self._tokens(texts, fact.direction.asked))
         return rows
 
-    def check(self, samples: int) -> float:
-        """Build the first and the last period that end within a run of ``samples`` samples.
+    def share(self, period: int) -> float:
+        """Share of the samples of a period that tell facts."""
+        return self._period(period).num_samples / self.period_samples
 
-        Returns:
-            The largest share of its samples that the knowledge of one of them takes.
+    def check(self, samples: int) -> None:
+        """Build the first and the last period that end within a run of ``samples`` samples, and ask their facts.
 
         Raises:
             ValueError: If no period ends within the run, or one does not fit into half of its samples, or there are
@@ -181,17 +182,16 @@ class KnowledgePlan:
                 f"knowledge: the first period ends after {self.settings.start_tokens + self.settings.period_tokens} "
                 f"tokens, the run has {samples * self._length}; lower knowledge.period_tokens or start_tokens"
             )
-        share = max(self._period(number).num_samples / self.period_samples for number in {periods[0], periods[-1]})
-        if share > _LARGEST_SHARE:
-            raise ValueError(
-                f"knowledge: the sentences of a period are {share:.0%} of its {self.period_samples} samples, at most "
-                f"{_LARGEST_SHARE:.0%} may be; raise knowledge.period_tokens ({self.settings.period_tokens}), or lower "
-                f"knowledge.facts ({self.settings.facts}), frequencies or directions"
-            )
-        for statement in (row for number in {periods[0], periods[-1]} for row in self.statements(number)):
-            if len(statement[0]) > self._length:
-                raise ValueError(f"knowledge: a statement of {len(statement[0])} tokens; raise data.sequence_length")
-        return share
+        for number in {periods[0], periods[-1]}:
+            if (share := self.share(number)) > _LARGEST_SHARE:
+                raise ValueError(
+                    f"knowledge: the sentences of a period are {share:.0%} of its {self.period_samples} samples, at "
+                    f"most {_LARGEST_SHARE:.0%} may be; raise knowledge.period_tokens ({self.settings.period_tokens}), "
+                    f"or lower knowledge.facts ({self.settings.facts}), frequencies or directions"
+                )
+            longest = max(len(choices[0]) for choices in self.statements(number))
+            if longest > self._length:
+                raise ValueError(f"knowledge: a statement has {longest} tokens; raise data.sequence_length")
 
     def digest(self) -> str:
         """A hash of all that decides the facts and their places, but for the known words of the alignment table."""

@@ -143,6 +143,9 @@ class StageLog:
             plan.accumulation_steps,
             f", resumed after step {step}" if step else "",
         )
+        if (knowledge := self._run.knowledge) is not None:
+            share = 100 * knowledge.share(0)
+            _LOGGER.info("%s: sentences of facts take %.1f %% of the samples of a period", plan.name, share)
         if self._alignment is not None:
             rows, visits = self._alignment.rows, self._alignment.visits(plan.num_steps)
             _LOGGER.info(
