@@ -75,7 +75,6 @@ class _Period:
     facts: list[Fact]
     rows: dict[str, PackedDocuments]
     order: KeyedPermutation
-    key: int
 
     @property
     def num_samples(self) -> int:
@@ -140,7 +139,7 @@ class KnowledgePlan:
         place = period.order(offset)
         for language, row in period.rows.items():
             if place < row.num_samples:
-                return Placed(language, row, place * self._length, period.key)
+                return Placed(language, row, place * self._length, self._key("switch", number))
             place -= row.num_samples
         return None
 
@@ -156,7 +155,7 @@ class KnowledgePlan:
     def statements(self, period: int) -> list[list[np.ndarray]]:
         """The facts of a period as they are asked: of each, the tokens with the true object, then with the others."""
         facts = self.facts(period)
-        key = key_of("question", self._seed, period)
+        key = self._key("ask", period)
         rows = []
         for number, fact in enumerate(facts):
             templates = self._sentences(fact.relation, fact.direction.asked)
@@ -170,19 +169,18 @@ class KnowledgePlan:
         return self._period(period).num_samples / self.period_samples
 
     def check(self, samples: int) -> None:
-        """Build the first and the last period that end within a run of ``samples`` samples, and ask their facts.
+        """Build the first and the last period that begin within a run of ``samples`` samples, and ask their facts.
 
         Raises:
             ValueError: If no period ends within the run, or one does not fit into half of its samples, or there are
                 not enough names.
         """
-        periods = self.ended(0, samples)
-        if not periods:
+        if not self.ended(0, samples):
             raise ValueError(
                 f"knowledge: the first period ends after {self.settings.start_tokens + self.settings.period_tokens} "
                 f"tokens, the run has {samples * self._length}; lower knowledge.period_tokens or start_tokens"
             )
-        for number in {periods[0], periods[-1]}:
+        for number in {0, (samples - 1 - self.first_sample) // self.period_samples}:
             if (share := self.share(number)) > _LARGEST_SHARE:
                 raise ValueError(
                     f"knowledge: the sentences of a period are {share:.0%} of its {self.period_samples} samples, at "
@@ -208,15 +206,16 @@ class KnowledgePlan:
         return self._built[number]
 
     def _build(self, number: int) -> _Period:
-        key = key_of("knowledge", self._seed, number)
         facts = list(self._draw_facts(number))
         rows = {}
-        for place, language in enumerate(dict.fromkeys(direction.told for direction in self.directions)):
-            documents = self._tell(
-                [fact for fact in facts if fact.direction.told == language], language, mix(key + place)
-            )
+        for language in dict.fromkeys(direction.told for direction in self.directions):
+            told = [fact for fact in facts if fact.direction.told == language]
+            documents = self._tell(told, language, self._key("tell", number, language))
             rows[language] = PackedDocuments(documents, self._length, self.eos)
-        return _Period(facts, rows, KeyedPermutation(self.period_samples, key), key)
+        return _Period(facts, rows, KeyedPermutation(self.period_samples, self._key("place", number)))
+
+    def _key(self, purpose: str, period: int, *more: int | str) -> int:
+        return key_of("knowledge", purpose, self._seed, period, *more)
 
     def _draw_facts(self, period: int) -> Iterator[Fact]:
         """Groups of four facts of one relation: the distractors of each are the objects of the other three."""
@@ -227,7 +226,7 @@ class KnowledgePlan:
         spare: list[Name] = []
         for place, direction in enumerate(self.directions):
             for frequency in settings.frequencies:
-                order = KeyedPermutation(len(relations), key_of("relations", self._seed, period, place, frequency))
+                order = KeyedPermutation(len(relations), self._key("relations", period, place, frequency))
                 for group in range(settings.facts // CHOICES):
                     relation = relations[order(group % len(relations))]
                     objects = self._alike(fresh, spare, relation, direction)
