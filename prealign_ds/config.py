@@ -168,6 +168,27 @@ class OptimizerSettings(Settings):
     """Largest norm of the gradient; 0 does not clip."""
 
 
+class KnowledgeSettings(Settings):
+    """Artificial facts told in the data and asked at the end of their period (the paper's CLKA)."""
+
+    period_tokens: Tokens = Field(ge=1)
+    """LM tokens of a period: the paper's 250 steps are 250 x pretrain.batch_tokens. Whole samples."""
+    start_tokens: Tokens = 0
+    """LM tokens of the run, stage 1 included, before the first period. Whole samples."""
+    facts: int = Field(20, ge=4, multiple_of=4)
+    """Facts of a period in each direction and frequency; four have one relation and are each other's distractors."""
+    frequencies: list[Annotated[int, Field(ge=1)]] = Field([1, 4, 16, 64], min_length=1)
+    """How often a fact is told in its period."""
+    directions: list[str] | None = None
+    """``told->asked`` languages; None takes the source language s and each other x: s->s, x->x, s->x, x->s."""
+    script: Literal["same", "transliterated"] = "same"
+    """Names in Latin letters everywhere, or in the script of the language (ru, ar, zh)."""
+    templates: Path | None = None
+    """Folder of own templates, LANGUAGE.yaml as in prealign_ds/knowledge/templates; None takes those."""
+    words: list[Path] = []
+    """Files of words, one a line (tools/build_table.py --words): beside those of the table, they become no names."""
+
+
 class StageSettings(Settings):
     """What both stages have."""
 
@@ -341,6 +362,8 @@ class RunSettings(Settings):
     """Code-switching in stage 2."""
     pretrain: PretrainSettings = PretrainSettings()
     """Stage 2."""
+    knowledge: KnowledgeSettings | None = None
+    """Artificial facts in the data of both stages; None tells none."""
     evaluation: EvaluationSettings = EvaluationSettings()
     """Measurements during training."""
     checkpoint: CheckpointSettings = CheckpointSettings()

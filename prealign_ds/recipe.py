@@ -114,7 +114,7 @@ _MAY_CHANGE = (
     "run_dir", "world_size", "deepspeed", "evaluation", "checkpoint", "guards", "log", "data.num_workers",
     "align.batch_tokens", "align.micro_batch_size", "pretrain.batch_tokens", "pretrain.micro_batch_size",
 )  # fmt: skip
-_DATA = ("data.corpora", "data.held_out", "data.blend_block", "table.", "codeswitch.")
+_DATA = ("data.corpora", "data.held_out", "data.blend_block", "table.", "codeswitch.", "knowledge")
 
 
 def check_same_run(settings: RunSettings) -> None:

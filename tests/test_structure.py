@@ -12,6 +12,7 @@ FLOORS = [
     ("model",),
     ("alignment",),
     ("codeswitch",),
+    ("knowledge",),
     ("stream",),
     ("evaluation",),
     ("training",),

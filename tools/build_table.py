@@ -20,6 +20,7 @@ from prealign_ds.alignment.sources import Pair, read_pairs
 from prealign_ds.alignment.table import AlignmentTable, table_suffix
 from prealign_ds.cli import run
 from prealign_ds.corpus.documents import TextCorpus
+from prealign_ds.files import atomic_write
 
 UNCOVERED_SHOWN = 20
 
@@ -33,6 +34,7 @@ def parse_arguments() -> argparse.Namespace:
     kind.add_argument("--source", action="append", metavar="FILE[:LANG[:FORMAT]]", help="a dictionary; may be repeated")
     kind.add_argument("--clone", action="store_true", help="En-Clone: every word is translated by its clone")
     parser.add_argument("--min-count", type=int, default=2, help="leave out words that occur less often (default: 2)")
+    parser.add_argument("--words", help="also write all words of the corpus, one a line (for knowledge.words)")
     parser.add_argument("--output", required=True, help="the table: .parquet or .jsonl")
     return parser.parse_args()
 
@@ -74,6 +76,9 @@ def main() -> None:
         table = AlignmentTable.clone(counts, arguments.min_count)
     else:
         table = AlignmentTable.from_pairs(counts, itertools.chain.from_iterable(dictionaries), arguments.min_count)
+    if arguments.words:
+        with atomic_write(arguments.words) as handle:
+            handle.writelines(f"{word}\n" for word in counts)
     table.save(arguments.output)
     print(report(table, counts))
 

@@ -1,4 +1,4 @@
-"""The training stream: ``stream[k]`` is a pure function of (seed, data, blend) and the switch settings.
+"""The training stream: ``stream[k]`` is a pure function of (seed, data, blend, knowledge) and the switch settings.
 
 There is no state but k: the number of ranks, workers, steps or samples in a batch cannot change what sample k is, and
 resuming is remembering one integer.
@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from prealign_ds.codeswitch.switcher import IGNORED, CodeSwitcher, TokenRow
 from prealign_ds.files import digest_of
+from prealign_ds.knowledge.plan import KnowledgePlan
 from prealign_ds.randomness import KeyedPermutation, key_of
 from prealign_ds.stream.blend import Blend
 
@@ -82,6 +83,8 @@ class CodeSwitchedStream(Dataset):
         switcher: The code-switcher, or None for plain text.
         ratio: Probability to switch a covered word: a number, or a function of the sample index.
         block: Samples in a block of the blend; see :class:`prealign_ds.stream.blend.Blend`.
+        knowledge: Artificial facts, whose sentences take the place of samples; in the source language they are
+            code-switched as all text of it. None tells none.
 
     Raises:
         ValueError: If a corpus is shorter than one sample, or two corpora have one name.
@@ -95,6 +98,7 @@ class CodeSwitchedStream(Dataset):
         switcher: CodeSwitcher | None = None,
         ratio: float | Callable[[int], float] = 0.05,
         block: int | None = None,
+        knowledge: KnowledgePlan | None = None,
     ):
         if len({corpus.name for corpus in corpora}) < len(corpora):
             raise ValueError(f"corpora {[corpus.name for corpus in corpora]}: give each one a name of its own")
@@ -103,6 +107,7 @@ class CodeSwitchedStream(Dataset):
         self.seed = seed
         self.switcher = switcher
         self.ratio = ratio
+        self.knowledge = knowledge
         self.blend = Blend([corpus.weight for corpus in corpora], seed, block)
         self._samples_per_epoch = [(corpus.tokens.num_tokens - 1) // sequence_length for corpus in corpora]
         for corpus, samples in zip(corpora, self._samples_per_epoch, strict=True):
@@ -114,7 +119,10 @@ class CodeSwitchedStream(Dataset):
         self._passes: dict[int, _Pass] = {}
 
     def locate(self, index: int) -> tuple[StreamCorpus, int, int]:
-        """The corpus, the epoch over it, and the offset of the first token of sample ``index``."""
+        """The corpus, the epoch over it, and the offset of the first token of sample ``index``.
+
+        Where the sample tells facts instead, this is what it would be without.
+        """
         corpus, visit, start = self._locate(index)
         return corpus, visit.epoch, start
 
@@ -130,20 +138,30 @@ class CodeSwitchedStream(Dataset):
 
     def __getitem__(self, index: int) -> Sample:
         """Sample ``index``, any integer from 0 on."""
+        if self.knowledge is not None and (told := self.knowledge.locate(index)) is not None:
+            switched = told.language == self.knowledge.source_language
+            sample = self._read(index, told.tokens, told.start, told.language, told.key if switched else None)
+            end = self.knowledge.eos
+            sample.targets = np.where((sample.input_ids == end) & (sample.targets == end), IGNORED, sample.targets)
+            return sample
         corpus, visit, start = self._locate(index)
-        if self.switcher is None or not corpus.switched:
-            row = corpus.tokens.read(start, self.sequence_length + 1).astype(np.int64)
-            return Sample(row[:-1], row[1:], corpus.language)
+        return self._read(index, corpus.tokens, start, corpus.language, visit.switch_key if corpus.switched else None)
+
+    def _read(self, index: int, tokens: TokenRow, start: int, language: str, switch_key: int | None) -> Sample:
+        """The sample that begins at ``start``, code-switched if there is a key to do so."""
+        if self.switcher is None or switch_key is None:
+            row = tokens.read(start, self.sequence_length + 1).astype(np.int64)
+            return Sample(row[:-1], row[1:], language)
         ratio = self.ratio(index) if callable(self.ratio) else self.ratio
-        done = self.switcher(corpus.tokens, start, self.sequence_length, ratio, visit.switch_key)
-        return Sample(done.input_ids, done.targets, corpus.language, done.num_words, done.num_drawn, done.num_switched)
+        done = self.switcher(tokens, start, self.sequence_length, ratio, switch_key)
+        return Sample(done.input_ids, done.targets, language, done.num_words, done.num_drawn, done.num_switched)
 
     def fingerprint(self, **more: Any) -> str:
         """A hash of all that decides the samples, with ``more`` (table digest, tokenizer digest, switch settings)."""
         corpora = [[c.name, c.language, c.weight, c.switched, c.digest] for c in self.corpora]
-        return digest_of(
-            {"corpora": corpora, "length": self.sequence_length, "seed": self.seed, "block": self.blend.block, **more}
-        )
+        knowledge = {} if self.knowledge is None else {"knowledge": self.knowledge.digest()}
+        own = {"corpora": corpora, "length": self.sequence_length, "seed": self.seed, "block": self.blend.block}
+        return digest_of(own | knowledge | more)
 
 
 def labels_for_internal_shift(input_ids: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

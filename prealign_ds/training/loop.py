@@ -6,12 +6,13 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from deepspeed.accelerator import get_accelerator
+from transformers import PreTrainedModel
 
 from prealign_ds.cli import LocalError
 from prealign_ds.config import StageSettings
@@ -131,7 +132,7 @@ class StageLoop:
             self._check_fits(saved)
             self.step, self.sample = saved["step"], saved["sample"]
             self._source = self._loadable(saved, config)
-        self._evaluation_pending = bool(saved and saved["evaluation_pending"])
+        self._pending: dict[str, Any] | None = saved["evaluation_pending"] if saved else None
         self.sums = StepSums(run.world.device, saved["sums"] if saved else None)
         self._skipped_in_row = 0
         self.engine = start_engine(self.module, config, kernels)
@@ -208,8 +209,8 @@ class StageLoop:
 
     def _train(self) -> None:
         settings = self.run.settings
-        if self._evaluation_pending:
-            self._evaluate()
+        if self._pending:
+            self._evaluate(**self._pending)
         batches = self._batches()
         while self.sample < self.plan.end_sample:
             self.stop.check()
@@ -222,8 +223,7 @@ class StageLoop:
                 if self.run.world.is_main:
                     self.log.write(self.step, self.sample, self.sums, totals)
                 self.sums = StepSums(self.run.world.device)
-            if ended or self._passed(settings.evaluation.every_tokens, before):
-                self._evaluate()
+            self._evaluate(ended or self._passed(settings.evaluation.every_tokens, before), self._ended_periods(before))
             if ended or self._passed(settings.checkpoint.every_tokens, before):
                 self._save()
         self.checkpoints.settle()
@@ -254,7 +254,7 @@ class StageLoop:
             "sample": self.sample,
             "layout": self._layout,
             "sums": self.sums.reduce(),
-            "evaluation_pending": self._evaluation_pending,
+            "evaluation_pending": self._pending,
             "settings": self.run.settings.model_dump(mode="json"),
         }
         num_bytes = checkpoint_bytes(self.engine, self._num_parameters)
@@ -356,22 +356,30 @@ class StageLoop:
             f"{path}. Lower {self.plan.name}.optimizer.learning_rate, or look at these samples (stream[k])"
         )
 
-    def _evaluate(self) -> None:
-        if not self.run.held_out:
+    def _ended_periods(self, before: int) -> list[int]:
+        """The periods of knowledge that the step which began at sample ``before`` ended.
+
+        Where steps and periods do not align, that step has also read the beginning of the next period.
+        """
+        knowledge = self.run.knowledge
+        return list(knowledge.ended(before, self.sample)) if knowledge else []
+
+    def _evaluate(self, perplexities: bool, periods: list[int]) -> None:
+        if not periods and not (perplexities and self.run.held_out):
             return
-        self._evaluation_pending = True
+        self._pending = {"perplexities": perplexities, "periods": periods}
         self.watchdog.at(f"evaluating after step {self.step} of {self.plan.name}")
         self.engine.eval()
 
-        def loss_sum(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        def compute(task: Callable[[PreTrainedModel], Any]) -> Any:
             self._poll()
-            return self.engine(inputs, targets, 1.0)[1]["lm_loss_sum"]
+            return self.engine(task=task)
 
-        found = self.run.perplexities(loss_sum)
+        found = self.run.evaluations(compute, perplexities, periods)
         self.engine.train()
         if self.run.world.is_main:
             self.log.write_evaluation(self.step, self._tokens(), found)
-        self._evaluation_pending = False
+        self._pending = None
 
     def _tokens(self) -> int:
         """LM tokens of the whole run until now."""

@@ -17,7 +17,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from prealign_ds.alignment.stage import AlignmentStage
-from prealign_ds.evaluation.perplexity import Perplexity
 from prealign_ds.files import atomic_write
 from prealign_ds.training.plan import StagePlan
 from prealign_ds.training.run import Run
@@ -144,6 +143,9 @@ class StageLog:
             plan.accumulation_steps,
             f", resumed after step {step}" if step else "",
         )
+        if (knowledge := self._run.knowledge) is not None:
+            share = 100 * knowledge.share(0)
+            _LOGGER.info("%s: sentences of facts take %.1f %% of the samples of a period", plan.name, share)
         if self._alignment is not None:
             rows, visits = self._alignment.rows, self._alignment.visits(plan.num_steps)
             _LOGGER.info(
@@ -208,18 +210,17 @@ class StageLog:
                 _LOGGER.warning("%s %d: the loss jumped to %.4f", plan.name, step, record["loss"])
             self._losses.append(record["loss"])
 
-    def write_evaluation(self, step: int, tokens: int, found: dict[str, Perplexity]) -> None:
-        """Log an evaluation after ``step``, when the run has read ``tokens`` LM tokens."""
-        record = {
-            "stage": self._plan.name,
-            "step": step,
-            "tokens": tokens,
-            "perplexity": {language: value.perplexity for language, value in found.items()},
-            "bits_per_byte": {language: value.bits_per_byte for language, value in found.items()},
-        }
-        self._evaluations.append(record)
-        shown = "  ".join(f"{language} {value.perplexity:.2f}" for language, value in found.items())
-        _LOGGER.info("%s %d: held-out perplexity  %s", self._plan.name, step, shown)
+    def write_evaluation(self, step: int, tokens: int, found: dict[str, Any]) -> None:
+        """Log what ``Run.evaluations`` found after ``step``, when the run has read ``tokens`` LM tokens."""
+        self._evaluations.append({"stage": self._plan.name, "step": step, "tokens": tokens, **found})
+        if "perplexity" in found:
+            shown = "  ".join(f"{language} {value:.2f}" for language, value in found["perplexity"].items())
+            _LOGGER.info("%s %d: held-out perplexity  %s", self._plan.name, step, shown)
+        for period, results in found.get("knowledge", {}).items():
+            shown = "  ".join(
+                f"{direction} {100 * kinds['all']['accuracy']:.1f} %" for direction, kinds in results.items()
+            )
+            _LOGGER.info("%s %d: facts of period %s known  %s", self._plan.name, step, period, shown)
 
     def _mfu(self, tokens_per_s: float) -> float | None:
         """Share of the GPUs' bf16 peak, or None where the peak is not known or stage 1's words are not counted."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from transformers import PreTrainedModel
 
 from prealign_ds.alignment.stage import AlignmentStage, JointModel
@@ -19,15 +18,14 @@ from prealign_ds.config import CorpusSettings, RunSettings
 from prealign_ds.corpus.clone import CloneTokens, clone_ids
 from prealign_ds.corpus.tokenizer import load_tokenizer, token_bytes, tokenizer_digest
 from prealign_ds.corpus.tokens import CorpusTokens
+from prealign_ds.evaluation.knowledge import KnowledgeResults, ask_period
 from prealign_ds.evaluation.perplexity import Perplexity, perplexity
-from prealign_ds.model import (
-    align_perfectly,
-    build_model,
-    lm_loss_sum,
-    load_weights,
-    model_config,
-    vocabulary_size,
-)
+from prealign_ds.evaluation.scoring import Compute
+from prealign_ds.evaluation.seen import SeenWords
+from prealign_ds.files import numbered_lines
+from prealign_ds.knowledge.directions import directions_of
+from prealign_ds.knowledge.plan import KnowledgePlan
+from prealign_ds.model import align_perfectly, build_model, load_weights, model_config, vocabulary_size
 from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
 from prealign_ds.training.environment import World
 from prealign_ds.training.kernels import Kernels
@@ -75,6 +73,24 @@ class Run:
             .hold_out(settings.held_out_share, self.settings.seed)
         )
 
+    @cached_property
+    def knowledge(self) -> KnowledgePlan | None:
+        """The artificial facts of the run, checked to fit into it; None if it tells none."""
+        settings, data = self.settings.knowledge, self.settings.data
+        if settings is None:
+            return None
+        table = self.table if self.settings.table is not None else None
+        known = {word.lower() for word in (*table.words, *table.edge_text)} if table else set()
+        known |= {word.strip().lower() for path in settings.words for _, word in numbered_lines(path)}
+        directions = directions_of(
+            settings.directions, data.source_language, [corpus.language for corpus in data.corpora]
+        )
+        plan = KnowledgePlan(
+            settings, directions, data.source_language, data.sequence_length, self.tokenizer, self.settings.seed, known
+        )
+        plan.check(self.settings.lm_tokens // data.sequence_length)
+        return plan
+
     def stream(self, stage: str) -> CodeSwitchedStream:
         """The samples of a stage; stage 1 reads the same ones as stage 2 would, without switching."""
         settings = self.settings
@@ -100,6 +116,7 @@ class Run:
             switcher,
             settings.codeswitch.ratio,
             settings.data.blend_block,
+            self.knowledge,
         )
 
     def fingerprint(self, stream: CodeSwitchedStream) -> str:
@@ -131,33 +148,78 @@ class Run:
             align_perfectly(model, torch.from_numpy(clone_ids(self.tokenizer)))
         return model
 
-    def perplexities(self, loss_sum: Callable[[Tensor, Tensor], Tensor]) -> dict[str, Perplexity]:
-        """Perplexity of each held-out language; ``loss_sum`` maps input ids and targets to summed nats."""
+    @cached_property
+    def _seen_words(self) -> dict[str, SeenWords]:
+        """Of each held-out language that the table translates to: which words the alignment stage sees."""
+        languages = self.table.languages if self.settings.table is not None else []
+        return {x: SeenWords(self.table, self.tokenizer, x) for x in self.held_out if x in languages}
+
+    def perplexities(self, compute: Compute) -> dict[str, Perplexity]:
+        """Perplexity of each held-out language; ``compute`` calls a task with the model."""
         evaluation = self.settings.evaluation
         return {
             language: perplexity(
-                loss_sum,
+                compute,
+                self.vocabulary,
                 tokens,
                 self.byte_lengths,
                 self.settings.data.sequence_length,
                 evaluation.batch_size,
                 self.world.device,
                 evaluation.max_tokens,
+                self._seen_words.get(language),
             )
             for language, tokens in self.held_out.items()
         }
 
-    def evaluate(self, folder: Path, poll: Callable[[], None] = lambda: None) -> dict[str, Perplexity]:
-        """Perplexities of a saved model, whole on every rank and in fp32; ``poll`` is called before each batch."""
+    def knowledge_results(self, compute: Compute, periods: Sequence[int]) -> dict[int, KnowledgeResults]:
+        """The knowledge test on the facts of each of ``periods``; ``compute`` calls a task with the model.
+
+        Raises:
+            ValueError: If the run tells no facts.
+        """
+        if self.knowledge is None:
+            raise ValueError("knowledge: this run tells no facts; give its recipe a section knowledge")
+        batch_tokens = self.settings.evaluation.batch_size * self.settings.data.sequence_length
+        return {
+            period: ask_period(self.knowledge, period, compute, self.vocabulary, batch_tokens, self.world.device)
+            for period in periods
+        }
+
+    def evaluations(self, compute: Compute, perplexities: bool, periods: Sequence[int]) -> dict[str, Any]:
+        """What one evaluation during training finds, for JSON.
+
+        Args:
+            compute: Calls a task with the model.
+            perplexities: Whether to measure them.
+            periods: Periods whose facts to ask.
+        """
+        record: dict[str, Any] = {}
+        if perplexities and self.held_out:
+            found = self.perplexities(compute)
+            record["perplexity"] = {language: value.perplexity for language, value in found.items()}
+            record["bits_per_byte"] = {language: value.bits_per_byte for language, value in found.items()}
+            record["by_word"] = {language: value.by_word for language, value in found.items() if value.by_word}
+        if periods:
+            results = self.knowledge_results(compute, periods)
+            record["knowledge"] = {str(period): result for period, result in results.items()}
+        return record
+
+    def saved_model(self, folder: Path, poll: Callable[[], None] = lambda: None) -> Compute:
+        """How to compute with a saved model, whole on every rank and in fp32; ``poll`` is called before each task."""
         model = build_model(self.model_config, self.settings.model, self.settings.seed)
         load_weights(model, folder)
         model.to(self.world.device).eval()  # type: ignore[arg-type]
 
-        def loss_sum(inputs: Tensor, targets: Tensor) -> Tensor:
+        def compute(task: Callable[[PreTrainedModel], Any]) -> Any:
             poll()
-            return lm_loss_sum(model(input_ids=inputs, use_cache=False).logits, targets, self.vocabulary)
+            return task(model)
 
-        return self.perplexities(loss_sum)
+        return compute
+
+    def evaluate(self, folder: Path, poll: Callable[[], None] = lambda: None) -> dict[str, Perplexity]:
+        """Perplexities of a saved model; ``poll`` is called before each batch."""
+        return self.perplexities(self.saved_model(folder, poll))
 
     def describe(self) -> dict[str, Any]:
         """What goes beside saved weights."""

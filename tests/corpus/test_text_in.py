@@ -18,6 +18,7 @@ import zstandard
 from conftest import REPOSITORY, gpt2_style, make_text
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
+from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.corpus import fetch as fetching
 from prealign_ds.corpus.clone import CloneTokens, clone_ids
 from prealign_ds.corpus.documents import TextCorpus, parse_splits, read_file, split_of
@@ -268,8 +269,10 @@ def test_the_tools_work_one_after_the_other_and_fail_in_one_line(tmp_path):
     assert tool("train_tokenizer", "--input", text, "--vocab-size", 350, "--output", tok).returncode == 0
     done = tool("tokenize_corpus", "--input", text, "--tokenizer", tok, "--output", tmp_path / "tokens")
     assert "train: " in done.stdout and done.returncode == 0, done.stderr
-    done = tool("build_table", "--corpus", text, "--clone", "--output", tmp_path / "t.parquet")
+    words = tmp_path / "words.txt"
+    done = tool("build_table", "--corpus", text, "--clone", "--words", words, "--output", tmp_path / "t.parquet")
     assert "coverage of running words: clone" in done.stdout, done.stderr
+    assert set(words.read_text().split()) >= set(AlignmentTable.load(tmp_path / "t.parquet").words)
     done = tool("fetch_corpus", tmp_path / "none.txt", "--language", "en", "--output", tmp_path / "x")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
 
