@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
@@ -10,13 +9,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from prealign_ds.evaluation.scoring import Compute, row_nats
+from prealign_ds.evaluation.compute import Compute
+from prealign_ds.evaluation.intervals import wilson_interval
+from prealign_ds.evaluation.scoring import row_nats
 from prealign_ds.knowledge.plan import KnowledgePlan
 
 KnowledgeResults = dict[str, dict[str, dict[str, Any]]]
 """Direction to frequency (or ``all``) to ``num_facts``, ``num_correct``, ``accuracy``, ``low`` and ``high``."""
-
-_Z = 1.959963984540054  # 97.5 % of a normal distribution lie below
 
 
 def ask_period(
@@ -30,7 +29,7 @@ def ask_period(
     Args:
         plan: The facts.
         period: Number of the period; it should have ended.
-        compute: Calls a task with the model; see :mod:`prealign_ds.evaluation.scoring`.
+        compute: Reaches the model.
         vocabulary: Ids in use.
         batch_tokens: Tokens that one rank computes at once.
         device: Where to put the batches.
@@ -86,11 +85,3 @@ def _summary(correct: int, number: int) -> dict[str, Any]:
         "low": low,
         "high": high,
     }
-
-
-def wilson_interval(correct: int, number: int) -> tuple[float, float]:
-    """95 % confidence interval of a proportion (Wilson 1927), which holds for few trials and near 0 and 1 too."""
-    share, weight = correct / number, _Z * _Z / number
-    centre = (share + weight / 2) / (1 + weight)
-    half = _Z / (1 + weight) * math.sqrt(share * (1 - share) / number + weight / (4 * number))
-    return max(0.0, centre - half), min(1.0, centre + half)

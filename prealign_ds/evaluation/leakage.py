@@ -6,7 +6,6 @@ En-Clone is told by its ids, other languages by the Unicode script of the text. 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
 from typing import Any
@@ -21,6 +20,7 @@ from prealign_ds.config import LeakageSettings
 from prealign_ds.corpus.clone import CLONE_LANGUAGE
 from prealign_ds.evaluation.compute import Compute
 from prealign_ds.evaluation.generation import generate
+from prealign_ds.evaluation.intervals import wilson_interval
 
 _SCRIPTS = {
     "ar": "Arabic", "bg": "Cyrillic", "el": "Greek", "fa": "Arabic", "he": "Hebrew", "hi": "Devanagari", "ko": "Hangul",
@@ -138,7 +138,7 @@ class ScriptLeakage:
             return None
         return {
             "share": len(leaking) / number,
-            "interval": wilson_interval(len(leaking), number),
+            "interval": list(wilson_interval(len(leaking), number)),
             "leaks": len(leaking),
             "n": number,
             "examples": [
@@ -160,11 +160,3 @@ class ScriptLeakage:
 def _script(language: str) -> str | None:
     """The Unicode script that tells a language from English, if there is one."""
     return _SCRIPTS.get(language.replace("_", "-").split("-")[0])
-
-
-def wilson_interval(successes: int, number: int, z: float = 1.959964) -> list[float]:
-    """The score interval of a share, 95 % by default (Wilson 1927); sensible at 0 and at ``number`` too."""
-    share, spread = successes / number, z * z / number
-    centre = (share + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(share * (1 - share) / number + spread / (4 * number))
-    return [max(0.0, centre - half), min(1.0, centre + half)]

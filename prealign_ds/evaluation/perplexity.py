@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from prealign_ds.codeswitch.switcher import IGNORED, TokenRow
-from prealign_ds.evaluation.scoring import Compute, target_nats
+from prealign_ds.evaluation.compute import Compute, rank_and_world, sum_over_ranks
+from prealign_ds.evaluation.scoring import target_nats
 from prealign_ds.evaluation.seen import GROUPS
 
 
@@ -57,7 +57,7 @@ def perplexity(
     Every rank makes the same number of forward passes (under ZeRO-3 they are collective), with empty ones at the end.
 
     Args:
-        compute: Calls a task with the model; see :mod:`prealign_ds.evaluation.scoring`.
+        compute: Reaches the model.
         vocabulary: Ids in use.
         tokens: The held-out text.
         byte_lengths: UTF-8 bytes of each token id.
@@ -74,7 +74,7 @@ def perplexity(
     total = min(tokens.num_tokens, max_tokens or tokens.num_tokens)
     if total < 2:
         raise ValueError(f"held-out text of {total} token(s): perplexity needs two or more")
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     windows = math.ceil((total - 1) / sequence_length)
     sums = torch.zeros(3 + 2 * len(GROUPS), dtype=torch.float64, device=device)
     for batch in range(math.ceil(windows / (batch_size * world))):
@@ -96,9 +96,7 @@ def perplexity(
             chosen = torch.from_numpy(group == number).to(device)
             parts += [nats_BS[chosen].sum(), chosen.sum()]
         sums += torch.stack([torch.as_tensor(part, dtype=torch.float64, device=device) for part in parts])
-    if world > 1:
-        dist.all_reduce(sums)
-    nats, count, num_bytes, *of_groups = sums.tolist()
+    nats, count, num_bytes, *of_groups = sum_over_ranks(sums).tolist()
     pairs = zip(GROUPS, of_groups[::2], of_groups[1::2], strict=True)
     by_word = {name: {"perplexity": _exp(n / c), "tokens": int(c), "nats": n} for name, n, c in pairs if c}
     return Perplexity(_exp(nats / count), nats / math.log(2) / max(num_bytes, 1), int(count), nats, by_word)

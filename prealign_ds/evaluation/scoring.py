@@ -1,25 +1,17 @@
-"""Log-probabilities of tokens and of short texts, computed where a model's parameters are whole.
-
-An evaluation computes with a model through ``compute``, which calls a task with it: in training inside the engine's
-forward (under ZeRO-3 parameters are whole only there), otherwise at once. All ranks make the same calls.
-"""
+"""Log-probabilities of tokens and of short texts."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional
 from transformers import PreTrainedModel
 
 from prealign_ds.codeswitch.switcher import IGNORED
-
-Compute = Callable[[Callable[[PreTrainedModel], Any]], Any]
-"""Calls a task with the model and returns what it returns."""
+from prealign_ds.evaluation.compute import Compute, rank_and_world, sum_over_ranks
 
 
 def token_nats(model: PreTrainedModel, inputs_BS: Tensor, targets_BS: Tensor, vocabulary: int) -> Tensor:
@@ -59,12 +51,12 @@ def row_nats(
     Args:
         rows: Tokens, no row longer than the model has positions.
         first: The token before each row, usually end-of-text.
-        compute: Calls a task with the model.
+        compute: Reaches the model.
         vocabulary: Ids in use.
         batch_tokens: Tokens, padding included, that one rank computes at once.
         device: Where to put the batches.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = rank_and_world()
     width = max(map(len, rows))
     size = max(1, batch_tokens // width)
     sums = torch.zeros(len(rows), dtype=torch.float64, device=device)
@@ -76,6 +68,4 @@ def row_nats(
             inputs[place, 1 : len(rows[row])], targets[place, : len(rows[row])] = rows[row][:-1], rows[row]
         nats = target_nats(compute, inputs, targets, vocabulary, device)
         sums[share.start : share.start + len(share)] = nats.double().sum(1)[: len(share)]
-    if world > 1:
-        dist.all_reduce(sums)
-    return sums.cpu().numpy()
+    return sum_over_ranks(sums).cpu().numpy()

@@ -18,9 +18,9 @@ from prealign_ds.config import CorpusSettings, RunSettings
 from prealign_ds.corpus.clone import CloneTokens, clone_ids
 from prealign_ds.corpus.tokenizer import load_tokenizer, token_bytes, tokenizer_digest
 from prealign_ds.corpus.tokens import CorpusTokens
+from prealign_ds.evaluation.compute import Compute
 from prealign_ds.evaluation.knowledge import KnowledgeResults, ask_period
 from prealign_ds.evaluation.perplexity import Perplexity, perplexity
-from prealign_ds.evaluation.scoring import Compute
 from prealign_ds.evaluation.seen import SeenWords
 from prealign_ds.files import numbered_lines
 from prealign_ds.knowledge.directions import directions_of

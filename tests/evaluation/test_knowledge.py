@@ -6,7 +6,8 @@ import torch
 from planning import make_plan
 from rigged import rigged
 
-from prealign_ds.evaluation.knowledge import ask_period, over_periods, wilson_interval
+from prealign_ds.evaluation.intervals import wilson_interval
+from prealign_ds.evaluation.knowledge import ask_period, over_periods
 from prealign_ds.evaluation.scoring import row_nats
 
 CPU = torch.device("cpu")

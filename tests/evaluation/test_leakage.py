@@ -8,7 +8,7 @@ from conftest import Row, make_text
 from prealign_ds.config import LeakageSettings, ModelSettings
 from prealign_ds.corpus.clone import clone_ids
 from prealign_ds.evaluation.generation import generate, sampling_noise
-from prealign_ds.evaluation.leakage import ScriptLeakage, wilson_interval
+from prealign_ds.evaluation.leakage import ScriptLeakage
 from prealign_ds.model import align_perfectly, build_model, model_config
 
 V = 400
@@ -169,9 +169,3 @@ def test_mistakes_are_found_before_anything_is_generated(tokenizer):
         leakage(tokenizer, model, held_out={"en": Row(range(50))})
     with pytest.raises(ValueError, match="de, fr: nothing that its script tells from en"):
         leakage(tokenizer, model, ["de", "fr"])
-
-
-def test_wilson_intervals():
-    assert wilson_interval(0, 1000) == pytest.approx([0.0, 0.003827], abs=1e-5)
-    assert wilson_interval(1000, 1000) == pytest.approx([1 - 0.003827, 1.0], abs=1e-5)
-    assert wilson_interval(5, 10) == pytest.approx([0.2366, 0.7634], abs=1e-4)
