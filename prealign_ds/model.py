@@ -117,14 +117,22 @@ def load_weights(model: PreTrainedModel, folder: str | Path) -> None:
     files = sorted(Path(folder).glob("*.safetensors"))
     if not files:
         raise ValueError(f"{folder}: no *.safetensors here; name the folder of a saved model")
-    weights = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    set_weights(model, {name: tensor for file in files for name, tensor in load_file(file).items()}, folder)
+
+
+def set_weights(model: PreTrainedModel, weights: dict[str, Tensor], source: str | Path) -> None:
+    """Give a model all its weights, by name and strictly; tied ones once or twice.
+
+    Raises:
+        ValueError: If names or shapes differ from the model's; ``source`` names where the weights are from.
+    """
     own = model.state_dict()
     tied = tied_weight_names(model)
     wrong = sorted((own.keys() - weights.keys() - tied) | (weights.keys() - own.keys()))
     wrong += [name for name in weights.keys() & own.keys() if weights[name].shape != own[name].shape]
     if wrong:
         raise ValueError(
-            f"{folder}: weights of another model; {len(wrong)} names or shapes differ, the first is {wrong[0]}; "
+            f"{source}: weights of another model; {len(wrong)} names or shapes differ, the first is {wrong[0]}; "
             "check the model section"
         )
     model.load_state_dict(weights, strict=False)
@@ -196,9 +204,6 @@ def lm_loss_sum_of_states(
     device, weight_VH = states_BSH.device.type, weight_VH[:vocabulary]
     if torch.is_autocast_enabled(device):  # neither is an operation that autocast knows
         states_BSH, weight_VH = (tensor.to(torch.get_autocast_dtype(device)) for tensor in (states_BSH, weight_VH))
-    if not torch.is_grad_enabled():  # nothing is kept, so a sample's logits at a time are as good
-        pairs = zip(states_BSH, targets_BS, strict=True)
-        return torch.stack([lm_loss_sum((h @ weight_VH.T)[None], t[None], vocabulary) for h, t in pairs]).sum()
     states, targets = states_BSH.flatten(0, 1), targets_BS.flatten()
     if implementation == "liger":
         from liger_kernel.ops.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyFunction as Liger

@@ -73,7 +73,11 @@ def write_recipe(folder: Path, **changes) -> Path:
         "align": {"budget_share": 0.5, "words_per_step": 16, "micro_batch_size": 2, "optimizer": optimizer},
         "pretrain": {"batch_tokens": 256, "micro_batch_size": 2, "optimizer": optimizer},
         "codeswitch": {"ratio": 0.2},
-        "evaluation": {"every_tokens": 5 * 256},
+        "evaluation": {
+            "every_tokens": 5 * 256,
+            "similarity": {"words": 20},
+            "leakage": {"samples": 5, "prompt_tokens": 4, "new_tokens": 6, "batch_size": 2},
+        },
         "checkpoint": {"every_tokens": 4 * 256},
     } | changes
     path = folder / "recipe.yaml"

@@ -296,6 +296,27 @@ def _verified(path: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_checkpoint(folder: Path) -> bool:
+    """Whether ``folder`` is a complete checkpoint."""
+    return (folder / _MANIFEST).is_file()
+
+
+def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
+    """The model's fp32 weights in a complete checkpoint of any ranks and ZeRO stage, without the wrapper's names.
+
+    Raises:
+        ValueError: If a file is missing or damaged.
+    """
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    if _verified(folder)["layout"]["zero_stage"]:
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+    else:
+        file = folder / "mp_rank_00_model_states.pt"
+        weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
+    return {name.removeprefix("model."): tensor.float() for name, tensor in weights.items()}
+
+
 def save_model(
     folder: Path,
     model: PreTrainedModel,

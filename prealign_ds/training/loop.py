@@ -16,14 +16,13 @@ from transformers import PreTrainedModel
 
 from prealign_ds.cli import LocalError
 from prealign_ds.config import StageSettings
-from prealign_ds.files import atomic_write, digest_of, write_json
+from prealign_ds.files import atomic_write, write_json
 from prealign_ds.model import num_parameters, training_flops
 from prealign_ds.randomness import key_of
 from prealign_ds.recipe import check_same_run, dump_settings
 from prealign_ds.stream.loader import LMBatch, MicroBatches, make_loader
-from prealign_ds.training.checkpoint import Checkpoints, save_model
+from prealign_ds.training.checkpoint import save_model
 from prealign_ds.training.engine import (
-    checkpoint_bytes,
     engine_config,
     full_weights,
     read_ds_config,
@@ -31,10 +30,12 @@ from prealign_ds.training.engine import (
     start_engine,
     take_step,
 )
+from prealign_ds.training.evaluations import Evaluations
 from prealign_ds.training.kernels import Kernels, Place, choose_kernels, compile_adam
 from prealign_ds.training.monitor import StageLog, StepSums
 from prealign_ds.training.plan import StagePlan, learning_rate, plan_stages
 from prealign_ds.training.preemption import Preempted, StopFlag
+from prealign_ds.training.resume import StageCheckpoints, load_checkpoint
 from prealign_ds.training.run import Run
 from prealign_ds.training.watchdog import Watchdog
 
@@ -109,29 +110,12 @@ class StageLoop:
         if run.settings.log.tensorboard:
             events = str(run.dir / "tensorboard")
             config["tensorboard"] = {"enabled": True, "output_path": events, "job_name": plan.name}
-        saving = run.settings.checkpoint
-        folder = run.dir / "checkpoints" / plan.name
-        self.checkpoints = Checkpoints(folder, run.world, saving.keep, saving.keep_every_tokens)
-        self._identity = {
-            "stage": plan.name,
-            "tokenizer_sha256": run.tokenizer_digest,
-            "vocabulary": run.vocabulary,
-            "model": run.settings.model.model_dump(mode="json", exclude={"activation_checkpointing"}),
-            "samples": [plan.first_sample, plan.end_sample],
-            "fingerprint": run.fingerprint(self.stream),
-        }
-        self._layout = {
-            "world_size": plan.world_size,
-            "zero_stage": config.get("zero_optimization", {}).get("stage", 0),
-            "deepspeed": digest_of(ds_config),
-        }
-        self.step, self.sample = 0, plan.first_sample
-        self._source: Path | None = None
-        saved = self.checkpoints.newest()
-        if saved is not None:
-            self._check_fits(saved)
-            self.step, self.sample = saved["step"], saved["sample"]
-            self._source = self._loadable(saved, config)
+        self.evaluations = Evaluations(run)
+        self.checkpoints = StageCheckpoints(run, plan, run.fingerprint(self.stream), ds_config, kernels)
+        saved = self.checkpoints.saved
+        self.step: int = saved["step"] if saved else 0
+        self.sample: int = saved["sample"] if saved else plan.first_sample
+        self._source = self.checkpoints.source(config, self._poll)
         self._pending: dict[str, Any] | None = saved["evaluation_pending"] if saved else None
         self.sums = StepSums(run.world.device, saved["sums"] if saved else None)
         self._skipped_in_row = 0
@@ -152,40 +136,6 @@ class StageLoop:
             compile_adam(run.world, bool(place.offload))
         return kernels
 
-    def _check_fits(self, saved: dict[str, Any]) -> None:
-        path = self.checkpoints.path(saved["step"])
-        for key, value in self._identity.items():
-            if saved.get(key) == value:
-                continue
-            if key != "fingerprint":
-                raise ValueError(
-                    f"{path}: saved with {key} {saved.get(key)!r}, this run has {value!r}: a checkpoint of another "
-                    "run; move it away, or choose another run_dir"
-                )
-            if not self.run.settings.checkpoint.accept_other_data:
-                raise ValueError(
-                    f"{path}: the training data, the table or the switching is not what this checkpoint was trained "
-                    "on; put it back, or read the new data from the next sample on: checkpoint.accept_other_data=true"
-                )
-
-    def _loadable(self, saved: dict[str, Any], config: dict[str, Any]) -> Path:
-        """The checkpoint in a form that this number of ranks and this ds_config can load."""
-        path = self.checkpoints.path(saved["step"])
-        before, now = saved["layout"], self._layout
-        if before == now or before["zero_stage"] == now["zero_stage"] == 0:
-            return path
-        if 0 in (before["zero_stage"], now["zero_stage"]):
-            raise ValueError(
-                f"{path}: saved under ZeRO stage {before['zero_stage']}, {self.run.settings.deepspeed} has "
-                f"{now['zero_stage']}; stages 1, 2 and 3 can be exchanged, 0 only resumes 0: choose another ds_config"
-            )
-        _LOGGER.info(
-            "%s: converting %s from %d rank(s) under ZeRO %d to %d under ZeRO %d",
-            *(self.plan.name, path, before["world_size"], before["zero_stage"], now["world_size"], now["zero_stage"]),
-        )
-        config["checkpoint"] = {"load_universal": True}
-        return self.checkpoints.convert(saved["step"], self._poll)
-
     def _poll(self) -> None:
         """Called again and again in long work, by all ranks alike."""
         self.watchdog.at(self.watchdog.place)
@@ -195,11 +145,14 @@ class StageLoop:
         """Train from the newest checkpoint, or the start, to the end of the stage; save its weights in ``result``."""
         if self.run.settings.guards.trial_batch:
             self._try_largest_batches()
-        self._load()
+        if self._source is not None:
+            self.watchdog.at(f"loading {self._source}")
+            load_checkpoint(self.engine, self._source)
         if self.run.world.is_main:
             self.log.begin(self.step, self._num_parameters)
         try:
-            self._train()
+            for _ in self.steps():
+                pass
         except Preempted:
             self._save()
             self.checkpoints.settle()
@@ -207,7 +160,8 @@ class StageLoop:
             raise
         self._finish(result)
 
-    def _train(self) -> None:
+    def steps(self) -> Iterator[int]:
+        """Train to the end of the stage; yields each step's number when all that belongs to it is done."""
         settings = self.run.settings
         if self._pending:
             self._evaluate(**self._pending)
@@ -223,56 +177,29 @@ class StageLoop:
                 if self.run.world.is_main:
                     self.log.write(self.step, self.sample, self.sums, totals)
                 self.sums = StepSums(self.run.world.device)
-            self._evaluate(ended or self._passed(settings.evaluation.every_tokens, before), self._ended_periods(before))
+            due = ended or self._passed(settings.evaluation.every_tokens, before)
+            self._evaluate(self.evaluations.names if due else [], self.evaluations.ended_periods(before, self.sample))
             if ended or self._passed(settings.checkpoint.every_tokens, before):
                 self._save()
+            yield self.step
         self.checkpoints.settle()
-
-    def _load(self) -> None:
-        if self._source is None:
-            return
-        self.watchdog.at(f"loading {self._source}")
-        decays = [group["weight_decay"] for group in self.engine.optimizer.param_groups]
-        try:
-            self.engine.load_checkpoint(str(self._source.parent), tag=self._source.name)
-        except (RuntimeError, OSError, EOFError, KeyError) as error:
-            raise LocalError(
-                f"{self._source}: DeepSpeed cannot load it ({type(error).__name__}: {str(error).splitlines()[0]}); "
-                "if it is damaged, delete that folder to go on from the checkpoint before it"
-            ) from error
-        # From a universal checkpoint, ZeRO-3 gives all groups the numbers of the first, and one step counter to all.
-        for group, decay in zip(self.engine.optimizer.param_groups, decays, strict=True):
-            group["weight_decay"] = decay
-        for state in self.engine.optimizer.state.values():
-            if isinstance(state.get("step"), torch.Tensor):
-                state["step"] = state["step"].clone()
 
     def _save(self) -> None:
         self.watchdog.at(f"saving step {self.step} of {self.plan.name}")
-        record = {
-            **self._identity,
-            "sample": self.sample,
-            "layout": self._layout,
-            "sums": self.sums.reduce(),
-            "evaluation_pending": self._pending,
-            "settings": self.run.settings.model_dump(mode="json"),
-        }
-        num_bytes = checkpoint_bytes(self.engine, self._num_parameters)
-        self.checkpoints.save(self.engine, self.step, self._tokens(), num_bytes, record)
+        record = {"sums": self.sums.reduce(), "evaluation_pending": self._pending}
+        self.checkpoints.save(self.engine, self.step, self.sample, self._num_parameters, record)
 
     def _try_largest_batches(self) -> None:
         """A forward that keeps its activations, and an evaluation batch, as large as any that comes."""
         plan, world, words = self.plan, self.run.world, None
         self.watchdog.at("trying the largest batches")
         rows = torch.zeros(plan.micro_batch_size, plan.sequence_length, dtype=torch.int64, device=world.device)
-        held_out = rows.new_zeros(self.run.settings.evaluation.batch_size, plan.sequence_length)
         if self.alignment is not None:
             words = self.alignment.largest_batch(world.rank, world.size).to(world.device)
         try:
             self.engine(rows, rows, plan.loss_scale(plan.batch_samples), words)
             self.engine.eval()
-            with torch.no_grad():
-                self.engine(held_out, held_out, 1.0)
+            self.evaluations.try_largest_batch(self._compute)
         except RuntimeError as error:
             if not isinstance(error, torch.OutOfMemoryError) and "allocate memory" not in str(error):
                 raise
@@ -356,30 +283,22 @@ class StageLoop:
             f"{path}. Lower {self.plan.name}.optimizer.learning_rate, or look at these samples (stream[k])"
         )
 
-    def _ended_periods(self, before: int) -> list[int]:
-        """The periods of knowledge that the step which began at sample ``before`` ended.
-
-        Where steps and periods do not align, that step has also read the beginning of the next period.
-        """
-        knowledge = self.run.knowledge
-        return list(knowledge.ended(before, self.sample)) if knowledge else []
-
-    def _evaluate(self, perplexities: bool, periods: list[int]) -> None:
-        if not periods and not (perplexities and self.run.held_out):
+    def _evaluate(self, names: list[str], periods: list[int]) -> None:
+        if not names and not periods:
             return
-        self._pending = {"perplexities": perplexities, "periods": periods}
+        self._pending = {"names": names, "periods": periods}
         self.watchdog.at(f"evaluating after step {self.step} of {self.plan.name}")
         self.engine.eval()
-
-        def compute(task: Callable[[PreTrainedModel], Any]) -> Any:
-            self._poll()
-            return self.engine(task=task)
-
-        found = self.run.evaluations(compute, perplexities, periods)
+        found = self.evaluations.measure(self._compute, names, periods)
         self.engine.train()
         if self.run.world.is_main:
             self.log.write_evaluation(self.step, self._tokens(), found)
         self._pending = None
+
+    def _compute(self, task: Callable[[PreTrainedModel], Any]) -> Any:
+        """How an evaluation reaches the model."""
+        self._poll()
+        return self.engine(task=task)
 
     def _tokens(self) -> int:
         """LM tokens of the whole run until now."""

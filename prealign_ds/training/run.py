@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,15 +17,19 @@ from prealign_ds.config import CorpusSettings, RunSettings
 from prealign_ds.corpus.clone import CloneTokens, clone_ids
 from prealign_ds.corpus.tokenizer import load_tokenizer, token_bytes, tokenizer_digest
 from prealign_ds.corpus.tokens import CorpusTokens
-from prealign_ds.evaluation.compute import Compute
-from prealign_ds.evaluation.knowledge import KnowledgeResults, ask_period
-from prealign_ds.evaluation.perplexity import Perplexity, perplexity
-from prealign_ds.evaluation.seen import SeenWords
 from prealign_ds.files import numbered_lines
 from prealign_ds.knowledge.directions import directions_of
 from prealign_ds.knowledge.plan import KnowledgePlan
-from prealign_ds.model import align_perfectly, build_model, load_weights, model_config, vocabulary_size
+from prealign_ds.model import (
+    align_perfectly,
+    build_model,
+    load_weights,
+    model_config,
+    set_weights,
+    vocabulary_size,
+)
 from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
+from prealign_ds.training.checkpoint import checkpoint_weights, is_checkpoint
 from prealign_ds.training.environment import World
 from prealign_ds.training.kernels import Kernels
 
@@ -148,78 +151,14 @@ class Run:
             align_perfectly(model, torch.from_numpy(clone_ids(self.tokenizer)))
         return model
 
-    @cached_property
-    def _seen_words(self) -> dict[str, SeenWords]:
-        """Of each held-out language that the table translates to: which words the alignment stage sees."""
-        languages = self.table.languages if self.settings.table is not None else []
-        return {x: SeenWords(self.table, self.tokenizer, x) for x in self.held_out if x in languages}
-
-    def perplexities(self, compute: Compute) -> dict[str, Perplexity]:
-        """Perplexity of each held-out language; ``compute`` calls a task with the model."""
-        evaluation = self.settings.evaluation
-        return {
-            language: perplexity(
-                compute,
-                self.vocabulary,
-                tokens,
-                self.byte_lengths,
-                self.settings.data.sequence_length,
-                evaluation.batch_size,
-                self.world.device,
-                evaluation.max_tokens,
-                self._seen_words.get(language),
-            )
-            for language, tokens in self.held_out.items()
-        }
-
-    def knowledge_results(self, compute: Compute, periods: Sequence[int]) -> dict[int, KnowledgeResults]:
-        """The knowledge test on the facts of each of ``periods``; ``compute`` calls a task with the model.
-
-        Raises:
-            ValueError: If the run tells no facts.
-        """
-        if self.knowledge is None:
-            raise ValueError("knowledge: this run tells no facts; give its recipe a section knowledge")
-        batch_tokens = self.settings.evaluation.batch_size * self.settings.data.sequence_length
-        return {
-            period: ask_period(self.knowledge, period, compute, self.vocabulary, batch_tokens, self.world.device)
-            for period in periods
-        }
-
-    def evaluations(self, compute: Compute, perplexities: bool, periods: Sequence[int]) -> dict[str, Any]:
-        """What one evaluation during training finds, for JSON.
-
-        Args:
-            compute: Calls a task with the model.
-            perplexities: Whether to measure them.
-            periods: Periods whose facts to ask.
-        """
-        record: dict[str, Any] = {}
-        if perplexities and self.held_out:
-            found = self.perplexities(compute)
-            record["perplexity"] = {language: value.perplexity for language, value in found.items()}
-            record["bits_per_byte"] = {language: value.bits_per_byte for language, value in found.items()}
-            record["by_word"] = {language: value.by_word for language, value in found.items() if value.by_word}
-        if periods:
-            results = self.knowledge_results(compute, periods)
-            record["knowledge"] = {str(period): result for period, result in results.items()}
-        return record
-
-    def saved_model(self, folder: Path, poll: Callable[[], None] = lambda: None) -> Compute:
-        """How to compute with a saved model, whole on every rank and in fp32; ``poll`` is called before each task."""
+    def saved_model(self, folder: Path) -> PreTrainedModel:
+        """A saved model, or that of a complete checkpoint, whole on every rank, in fp32 and ready to evaluate."""
         model = build_model(self.model_config, self.settings.model, self.settings.seed)
-        load_weights(model, folder)
-        model.to(self.world.device).eval()  # type: ignore[arg-type]
-
-        def compute(task: Callable[[PreTrainedModel], Any]) -> Any:
-            poll()
-            return task(model)
-
-        return compute
-
-    def evaluate(self, folder: Path, poll: Callable[[], None] = lambda: None) -> dict[str, Perplexity]:
-        """Perplexities of a saved model; ``poll`` is called before each batch."""
-        return self.perplexities(self.saved_model(folder, poll))
+        if is_checkpoint(folder):
+            set_weights(model, checkpoint_weights(folder), folder)
+        else:
+            load_weights(model, folder)
+        return model.to(self.world.device).eval()  # type: ignore[arg-type]
 
     def describe(self) -> dict[str, Any]:
         """What goes beside saved weights."""

@@ -85,7 +85,35 @@ def test_evaluate_repeats_the_perplexity_of_the_run(straight):
     launch(2, "launchers/evaluate.py", straight)
     expected = read_lines(straight / "eval.jsonl")[-1]["perplexity"]
     found = read_json(straight / "model" / "evaluation.json")
-    assert {language: value["perplexity"] for language, value in found.items()} == pytest.approx(expected, rel=1e-5)
+    assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("run", ["straight", "two_ranks"])
+def test_a_checkpoint_is_evaluated_as_the_model_that_came_of_it(run, request):
+    folder = request.getfixturevalue(run)
+    checkpoint = folder / "checkpoints" / "pretrain" / "step-00000010"
+    files = sorted(checkpoint.iterdir())
+    done = run_alone("launchers/evaluate.py", folder, "--model", checkpoint, "--only", "perplexity", "similarity")
+    assert done.returncode == 0, done.stderr[-3000:]
+    found, expected = (
+        read_json(folder / "evaluation-pretrain-step-00000010.json"),
+        read_lines(folder / "eval.jsonl")[-1],
+    )
+    assert set(found) == {"perplexity", "bits_per_byte", "by_word", "similarity"} and files == sorted(
+        checkpoint.iterdir()
+    )
+    assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
+    ours, theirs = (record["similarity"]["clone"]["held_in"] for record in (found, expected))
+    assert ours["cosine"] == pytest.approx(theirs["cosine"], rel=1e-4) and ours["n"] == theirs["n"]
+
+
+def test_evaluations_do_not_depend_on_the_ranks_and_the_zero_stage(straight, two_ranks):
+    for one, two in zip(*(read_lines(run / "eval.jsonl") for run in (straight, two_ranks)), strict=True):
+        assert one.keys() == two.keys() >= {"perplexity", "by_word", "similarity", "leakage"}
+        assert one["leakage"] == two["leakage"] and one["leakage"]["clone"]["n"] == 5
+        ours, theirs = (record["similarity"]["clone"]["held_in"] for record in (one, two))
+        assert ours["cosine"] == pytest.approx(theirs["cosine"], rel=1e-4)
+        assert ours["p_at_1"]["to_target"] == pytest.approx(theirs["p_at_1"]["to_target"], abs=0.06)
 
 
 def test_losses_and_weights_do_not_depend_on_the_ranks_and_the_zero_stage(straight, two_ranks):

@@ -7,6 +7,7 @@ from building import build_data, write_recipe
 from prealign_ds.knowledge.entities import spell
 from prealign_ds.recipe import load_settings
 from prealign_ds.training.environment import World
+from prealign_ds.training.evaluations import evaluate_saved
 from prealign_ds.training.run import Run
 
 KNOWLEDGE = {"period_tokens": 96 * 140, "start_tokens": 96 * 30, "facts": 4, "frequencies": [1, 4]}
@@ -71,5 +72,5 @@ def test_a_change_of_the_facts_changes_the_fingerprint(data):
 
 
 def test_a_run_without_facts_cannot_be_asked(data):
-    with pytest.raises(ValueError, match="tells no facts"):
-        open_run(data, "knowledge=null").knowledge_results(lambda task: None, [0])
+    with pytest.raises(ValueError, match="knowledge: nothing to measure it with; this run has perplexity"):
+        evaluate_saved(open_run(data, "knowledge=null"), data, ["knowledge"], lambda: None)
