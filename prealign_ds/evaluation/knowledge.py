@@ -40,8 +40,9 @@ def ask_period(
     known = nats[:, 0] < nats[:, 1:].min(1)  # a tie is no knowledge
     found: dict[str, dict[str, list[bool]]] = defaultdict(lambda: defaultdict(list))
     for fact, is_known in zip(plan.facts(period), known.tolist(), strict=True):
-        for frequency in (str(fact.frequency), "all"):
-            found[str(fact.direction)][frequency].append(is_known)
+        found[str(fact.direction)][str(fact.frequency)].append(is_known)
+    for frequencies in found.values():
+        frequencies["all"] = [is_known for kinds in frequencies.values() for is_known in kinds]
     return {
         direction: {frequency: _summary(sum(kinds), len(kinds)) for frequency, kinds in frequencies.items()}
         for direction, frequencies in found.items()
