@@ -92,7 +92,7 @@ def plan(
             "flops_per_token": costs.flops_per_token,
         },
         "stages": {m.plan.name: _stage(m, f) for m, f in zip(memories, forecasts, strict=True)},
-        "host_memory_per_node": machine.gpus_per_node * (states.host or 4 * costs.num_parameters),
+        "host_memory_per_node": machine.gpus_per_node * max(states.host, 4 * costs.num_parameters),
         "host_disk_per_node": machine.gpus_per_node * states.disk,
         "disk": {"checkpoint": disk.checkpoint, "checkpoints_at_once": disk.most, "model": disk.model},
         "hours": [sum(forecast.hours[end] for forecast in forecasts) for end in (0, 1)],
@@ -160,7 +160,7 @@ def page(report: dict[str, Any]) -> str:
         f"{model['vocabulary']:,}; {model['flops_per_token'] / 1e9:.2f} GFLOPs a token",
         "",
         *_memory_table(stages, machine),
-        f"  host memory of each node {report['host_memory_per_node'] / GIB:,.1f} GiB"
+        f"  host memory of each node {report['host_memory_per_node'] / GIB:,.1f} GiB (each rank builds the model in fp32)"
         + (f", disk {report['host_disk_per_node'] / GIB:,.1f} GiB" if report["host_disk_per_node"] else ""),
         "",
         *_cost_table(stages),
