@@ -160,7 +160,7 @@ def page(report: dict[str, Any]) -> str:
         f"{model['vocabulary']:,}; {model['flops_per_token'] / 1e9:.2f} GFLOPs a token",
         "",
         *_memory_table(stages, machine),
-        f"  host memory of each node {report['host_memory_per_node'] / GIB:,.1f} GiB (each rank builds the model in fp32)"
+        f"  host memory of each node {report['host_memory_per_node'] / GIB:,.1f} GiB (ranks start with fp32 models)"
         + (f", disk {report['host_disk_per_node'] / GIB:,.1f} GiB" if report["host_disk_per_node"] else ""),
         "",
         *_cost_table(stages),
