@@ -18,11 +18,11 @@ from torch import Tensor
 
 from prealign_ds.alignment.stage import AlignmentStage
 from prealign_ds.files import atomic_write
+from prealign_ds.training.gpus import peak_flops
 from prealign_ds.training.plan import StagePlan
 from prealign_ds.training.run import Run
 
 _LOGGER = logging.getLogger(__name__)
-_BF16_PEAK_FLOPS = {"H100": 989e12, "H200": 989e12, "A100": 312e12, "L40S": 362e12, "V100": 125e12}
 
 
 class Series:
@@ -223,11 +223,10 @@ class StageLog:
             _LOGGER.info("%s %d: facts of period %s known  %s", self._plan.name, step, period, shown)
 
     def _mfu(self, tokens_per_s: float) -> float | None:
-        """Share of the GPUs' bf16 peak, or None where the peak is not known or stage 1's words are not counted."""
+        """Share of the GPUs' 16-bit peak, or None where the peak is not known or stage 1's words are not counted."""
         if self._run.world.device.type != "cuda" or self._alignment is not None:
             return None
-        name = torch.cuda.get_device_name()
-        peak = next((value for key, value in _BF16_PEAK_FLOPS.items() if key in name), None)
+        peak = peak_flops(torch.cuda.get_device_name())
         return tokens_per_s * self._flops_per_token / peak / self._plan.world_size if peak else None
 
 
