@@ -17,8 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prealign_ds.cli import run
 from prealign_ds.config import RunSettings
-from prealign_ds.recipe import load_settings
-from prealign_ds.training.footprint import (
+from prealign_ds.planning.footprint import (
     CONTEXT_BYTES,
     FRAGMENTATION,
     GIB,
@@ -29,10 +28,11 @@ from prealign_ds.training.footprint import (
     obstacles,
     stage_memories,
 )
-from prealign_ds.training.forecast import StageForecast, forecast_disk, forecast_stages, model_costs
+from prealign_ds.planning.forecast import StageForecast, forecast_disk, forecast_stages, model_costs
+from prealign_ds.planning.proposals import Proposal, propose
+from prealign_ds.planning.zero import read_engine
+from prealign_ds.recipe import load_settings
 from prealign_ds.training.gpus import GPUS, gpu_named
-from prealign_ds.training.proposals import Proposal, propose
-from prealign_ds.training.zero import read_engine
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "alignment", "buffers")
 

@@ -27,7 +27,7 @@ from prealign_ds.alignment.batches import WordBatch
 # torch renamed it; the old name still works and warns at every start.
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 
-_ELEMENTS = 2**22
+BLOCK_ELEMENTS = 2**22
 """Elements of the largest intermediate tensor, where one row of R fits: 16 MB in fp32."""
 
 _SHORTEST = 1e-12
@@ -149,9 +149,9 @@ class _Block:
 
 
 def _blocks(batch: WordBatch) -> list[_Block]:
-    """The rows of this rank in blocks of at most ``_ELEMENTS`` cosines."""
+    """The rows of this rank in blocks of at most ``BLOCK_ELEMENTS`` cosines."""
     rows, columns = batch.counts[_rank(batch.counts)], sum(batch.counts)
-    starts = [*range(0, rows, max(1, _ELEMENTS // columns)), rows]
+    starts = [*range(0, rows, max(1, BLOCK_ELEMENTS // columns)), rows]
     cuts = [_cuts(places, starts) for places, _ in (batch.positives, batch.excluded)]
     blocks = []
     for first, end, pairs, excluded in zip(starts, starts[1:], *cuts, strict=False):
@@ -179,9 +179,9 @@ def _gathered(states: Sequence[Tensor], counts: list[int]) -> Iterator[tuple[Ten
     """Groups of layers: unit rows (g, r, H), their norms (g, r), and the unit rows of all ranks (g, R, H).
 
     Small layers share a group, so that they cost one collective; the next group travels while one is worked at, and so
-    a group has a quarter of ``_ELEMENTS``. All ranks make the same groups, however uneven their shares.
+    a group has a quarter of ``BLOCK_ELEMENTS``. All ranks make the same groups, however uneven their shares.
     """
-    size = max(1, _ELEMENTS // (4 * sum(counts) * max(*counts, states[0].shape[1])))
+    size = max(1, BLOCK_ELEMENTS // (4 * sum(counts) * max(*counts, states[0].shape[1])))
     groups = [states[first : first + size] for first in range(0, len(states), size)]
     started = _start(groups[0], counts)
     for following in (*groups[1:], None):

@@ -120,10 +120,9 @@ def take_step(engine: Any) -> bool:
     return engine.was_step_applied()
 
 
-def checkpoint_bytes(engine: Any, num_parameters: int) -> int:
+def checkpoint_bytes(num_parameters: int, weight_bytes: int, zero_stage: int) -> int:
     """About how much a checkpoint takes: the weights, Adam's two moments, and under ZeRO the fp32 weights."""
-    weight = torch.finfo(next(engine.module.parameters()).dtype).bits // 8
-    return num_parameters * (weight + 8 + (4 if engine.zero_optimization() else 0))
+    return num_parameters * (weight_bytes + 8 + (4 if zero_stage else 0))
 
 
 def full_weights(engine: Any, model: nn.Module, keep: bool) -> dict[str, Tensor]:

@@ -26,8 +26,10 @@ from prealign_ds.config import KernelSettings
 from prealign_ds.training.environment import World
 
 _LOGGER = logging.getLogger(__name__)
-_LARGE_LOGITS = 2**30
 _ADAM_BUILDERS = {False: "FusedAdamBuilder", True: "CPUAdamBuilder"}
+
+LARGE_LOGITS = 2**30
+"""Bytes of a micro-batch's fp32 logits from which the LM loss does not hold them all by default."""
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ def _normalization(place: Place) -> dict[str, _Candidate]:
 
 
 def _lm_loss(place: Place) -> dict[str, _Candidate]:
-    small = f"{place.logits_bytes / 2**30:.2f} GiB of logits are few" if place.logits_bytes < _LARGE_LOGITS else ""
+    small = f"{place.logits_bytes / 2**30:.2f} GiB of logits are few" if place.logits_bytes < LARGE_LOGITS else ""
     other_head = "" if place.linear_head else "this model's logits are not the output embedding's alone"
     liger = other_head or ("" if place.device == "cuda" else "it needs a GPU")
     liger = liger or ("" if _installed("liger_kernel") else "the package liger-kernel is not installed")

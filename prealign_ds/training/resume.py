@@ -52,7 +52,7 @@ class StageCheckpoints:
             "samples": [plan.first_sample, plan.end_sample],
             "fingerprint": fingerprint,
         }
-        self._layout = {
+        self._layout: dict[str, Any] = {
             "world_size": plan.world_size,
             "zero_stage": ds_config.get("zero_optimization", {}).get("stage", 0),
             "deepspeed": digest_of([ds_config, kernels.optimizer]),
@@ -117,7 +117,8 @@ class StageCheckpoints:
         """
         settings = self._run.settings.model_dump(mode="json")
         record = {**self._identity, "sample": sample, "layout": self._layout, "settings": settings, **record}
-        num_bytes = checkpoint_bytes(engine, num_parameters)
+        weight_bytes = next(engine.module.parameters()).element_size()
+        num_bytes = checkpoint_bytes(num_parameters, weight_bytes, self._layout["zero_stage"])
         self._files.save(engine, step, sample * self._plan.sequence_length, num_bytes, record)
 
 

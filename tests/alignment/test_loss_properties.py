@@ -23,7 +23,7 @@ MANY = settings(max_examples=150, deadline=None)
 
 def losses_of(states, case):
     _, relations_RR, counts, temperature, elements = case
-    with patch.object(module, "_ELEMENTS", elements):
+    with patch.object(module, "BLOCK_ELEMENTS", elements):
         return layer_alignments(list(states), share_of(relations_RR, counts), temperature).losses_L
 
 
@@ -84,7 +84,7 @@ def test_rows_of_zeros_have_cosine_0_and_get_no_gradient(case, data):
 @given(cases())
 def test_sums_of_cosines(case):
     states, relations, counts, temperature, elements = case
-    with patch.object(module, "_ELEMENTS", elements):
+    with patch.object(module, "BLOCK_ELEMENTS", elements):
         found = layer_alignments(list(states), share_of(relations, counts), temperature)
     units = torch.nn.functional.normalize(states, dim=-1)
     cosines = units @ units.mT

@@ -33,7 +33,7 @@ def differences(case, rank):
         return real(gathered, local, **options)
 
     real = module._all_gather
-    with patch.object(module, "_ELEMENTS", elements), patch.object(module, "_all_gather", gather):
+    with patch.object(module, "BLOCK_ELEMENTS", elements), patch.object(module, "_all_gather", gather):
         found_L = module.layer_alignments(own, share_of(relations_RR, counts, rank), temperature).losses_L
         found = torch.autograd.grad((found_L * layer_weights_L).sum(), own)
     found_L = found_L.detach().clone()

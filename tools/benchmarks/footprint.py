@@ -29,12 +29,13 @@ from prealign_ds.cli import run
 from prealign_ds.config import ModelSettings, OptimizerSettings
 from prealign_ds.files import read_json, write_json
 from prealign_ds.model import build_model
-from prealign_ds.training.activations import MicroStep, micro_step_bytes
-from prealign_ds.training.engine import checkpoint_bytes, engine_config, start_engine
+from prealign_ds.planning.activations import MicroStep, micro_step_bytes
+from prealign_ds.planning.footprint import empty_model, transformers_config
+from prealign_ds.planning.zero import model_states, read_engine
+from prealign_ds.training.engine import checkpoint_bytes, engine_config, read_ds_config, start_engine
 from prealign_ds.training.environment import join_world
-from prealign_ds.training.footprint import empty_model, transformers_config
+from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
-from prealign_ds.training.zero import model_states, read_engine
 from tools.benchmarks import spread
 from tools.benchmarks.alignment import peak_bytes
 
@@ -141,7 +142,9 @@ def _measured(case: Case, device: torch.device, scratch: Path) -> dict[str, int]
     plan = StagePlan("pretrain", 0, 6 * size, 2 * size, size, 2, 1, case.sequence_length)
     config = transformers_config(case.settings, case.sequence_length, case.vocabulary)
     module = JointModel(build_model(config, case.settings, seed=0), case.vocabulary)
-    engine = start_engine(module, engine_config(case.ds_config, plan, OptimizerSettings(learning_rate=1e-3)))
+    ds_config = read_ds_config(case.ds_config)
+    config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-3), Kernels())
+    engine = start_engine(module, config, Kernels())
     ids = torch.randint(0, case.vocabulary, (size, case.sequence_length), device=device)
 
     def micro_steps(number: int) -> None:
@@ -156,7 +159,13 @@ def _measured(case: Case, device: torch.device, scratch: Path) -> dict[str, int]
     del after
     peak = states + peak_bytes(partial(micro_steps, 1), device, scratch)
     sizes = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
-    result = {"states": states, "peak": peak, "checkpoint": checkpoint_bytes(engine, sizes)}
+    result = {
+        "states": states,
+        "peak": peak,
+        "checkpoint": checkpoint_bytes(
+            sizes, next(module.parameters()).element_size(), engine.zero_optimization_stage()
+        ),
+    }
     engine.destroy()
     return result
 

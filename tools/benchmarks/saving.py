@@ -98,7 +98,7 @@ def _save_ours(engine: Any, world: World, folder: Path) -> tuple[float, float]:
     """Seconds that training waits, and seconds until the checkpoint is complete."""
     begun = time.perf_counter()
     checkpoints = Checkpoints(folder, world)
-    checkpoints.save(engine, 1, 8, checkpoint_bytes(engine, num_parameters(engine.module.model)), {})
+    checkpoints.save(engine, 1, 8, checkpoint_bytes(num_parameters(engine.module.model), 4, 1), {})
     waited, complete = time.perf_counter() - begun, False
     while not complete:
         time.sleep(0.05)  # training

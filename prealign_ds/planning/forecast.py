@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from prealign_ds.config import RunSettings
 from prealign_ds.model import num_parameters, training_flops
-from prealign_ds.training.footprint import Data, Machine, Words, empty_model
+from prealign_ds.planning.footprint import Data, Machine, Words, empty_model
+from prealign_ds.planning.zero import Engine, gathered_elements, read_engine
+from prealign_ds.training.engine import checkpoint_bytes
 from prealign_ds.training.plan import StagePlan, plan_stages
-from prealign_ds.training.zero import Engine, gathered_elements, read_engine
 
 
 @dataclass(frozen=True)
@@ -199,5 +200,5 @@ def forecast_disk(settings: RunSettings, machine: Machine, costs: ModelCosts) ->
     engine, saving = read_engine(settings.deepspeed), settings.checkpoint
     longest = max(plan.num_tokens for plan in plan_stages(settings, machine.world_size))
     milestones = longest // saving.keep_every_tokens if saving.keep_every_tokens else 0
-    checkpoint = costs.num_parameters * (engine.weight_bytes + 8 + (4 if engine.stage else 0))
+    checkpoint = checkpoint_bytes(costs.num_parameters, engine.weight_bytes, engine.stage)
     return DiskForecast(checkpoint, saving.keep + milestones + 1, 4 * costs.num_parameters)

@@ -20,7 +20,7 @@ from typing import Any
 
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
-from prealign_ds.files import read_json
+from prealign_ds.training.engine import read_ds_config
 
 _NO_ZERO_BUCKET = 500_000_000
 """Elements that are reduced at once without ZeRO, and by BF16_Optimizer, whatever the ds_config says."""
@@ -86,11 +86,9 @@ def read_engine(path: Path) -> Engine:
     """What the ds_config at ``path`` decides.
 
     Raises:
-        ValueError: If there is no such file.
+        ValueError: If there is no such file, or it cannot work.
     """
-    if not path.is_file():
-        raise ValueError(f"deepspeed: {path} does not exist; choose one from ds_configs/")
-    config = read_json(path)
+    config = read_ds_config(path)
     rounded = [name for name in ("bf16", "fp16") if config.get(name, {}).get("enabled")]
     kind = rounded[0] if rounded else "fp32"
     accumulated = config.get("data_types", {}).get("grad_accum_dtype") or kind

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from prealign_ds.config import RunSettings
-from prealign_ds.training.footprint import Data, Machine, obstacles, same_precision, stage_memories
-from prealign_ds.training.zero import read_engine
+from prealign_ds.planning.footprint import Data, Machine, obstacles, same_precision, stage_memories
+from prealign_ds.planning.zero import read_engine
 
 _MOST_NODES = 8
 

@@ -1,7 +1,7 @@
 """Whether a run fits: memory of every part on each GPU and its host, known before anything is queued.
 
-Model states follow from what DeepSpeed does (``training.zero``); everything else from the step itself on tensors
-without data (``training.activations``). What only a GPU can tell stands in the constants below.
+Model states follow from what DeepSpeed does (``planning.zero``); everything else from the step itself on tensors
+without data (``planning.activations``). What only a GPU can tell stands in the constants below.
 """
 
 from __future__ import annotations
@@ -17,16 +17,17 @@ from tokenizers import Tokenizer, models
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
-from prealign_ds.alignment.loss import _ELEMENTS
+from prealign_ds.alignment.loss import BLOCK_ELEMENTS
 from prealign_ds.alignment.stage import AlignmentStage
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import ModelSettings, RunSettings
 from prealign_ds.corpus.tokenizer import load_tokenizer
 from prealign_ds.model import model_config, vocabulary_size
-from prealign_ds.training.activations import MicroStep, WordShape, micro_step_bytes
+from prealign_ds.planning.activations import MicroStep, WordShape, micro_step_bytes
+from prealign_ds.planning.zero import Engine, ModelStates, model_states, read_engine
 from prealign_ds.training.gpus import Gpu
+from prealign_ds.training.kernels import LARGE_LOGITS
 from prealign_ds.training.plan import StagePlan, plan_stages
-from prealign_ds.training.zero import Engine, ModelStates, model_states, read_engine
 
 GIB = 2**30
 
@@ -35,9 +36,6 @@ CONTEXT_BYTES = round(1.2 * GIB)
 
 FRAGMENTATION = 0.08
 """What PyTorch's allocator holds beyond what is asked of it, as a share of that."""
-
-LARGE_LOGITS = 2**30
-"""Bytes of a micro-batch's fp32 logits from which ``kernels.lm_loss: auto`` does not hold them all."""
 
 ASSUMED_VOCABULARY = 64_000
 _ASSUMED_GROUPS = ((0.5, 2), (0.35, 3), (0.15, 8))
@@ -241,11 +239,11 @@ def _word_shape(settings: RunSettings, words: Words | None, world_size: int) -> 
     assert words is not None
     groups = tuple((-(-rows // world_size), length) for rows, length in words.groups)
     own, rows, width = sum(rows for rows, _ in groups), words.rows, settings.model.hidden_size
-    together = max(1, _ELEMENTS // (4 * rows * max(own, width)))  # layers that are worked at together
+    together = max(1, BLOCK_ELEMENTS // (4 * rows * max(own, width)))  # layers that are worked at together
     units, columns = own * width, (rows * width if world_size > 1 else 0)
     # Unit rows, their gradients, the columns as gathered and in order, and the same of the next group, under way.
     group = together * (3 * units + 4 * columns)
-    block = 3 * min(together * own * rows, max(_ELEMENTS, rows))  # logits, slopes, and one more on the way
+    block = 3 * min(together * own * rows, max(BLOCK_ELEMENTS, rows))  # logits, slopes, and one more on the way
     return WordShape(groups, 4 * (group + block))
 
 

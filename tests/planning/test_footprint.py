@@ -9,9 +9,8 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 
 from prealign_ds.config import ModelSettings
 from prealign_ds.files import write_json
-from prealign_ds.recipe import load_settings
-from prealign_ds.training.activations import MicroStep, WordShape, micro_step_bytes
-from prealign_ds.training.footprint import (
+from prealign_ds.planning.activations import MicroStep, WordShape, micro_step_bytes
+from prealign_ds.planning.footprint import (
     GIB,
     Machine,
     empty_model,
@@ -20,9 +19,10 @@ from prealign_ds.training.footprint import (
     stage_memories,
     transformers_config,
 )
+from prealign_ds.planning.proposals import _changed, propose
+from prealign_ds.planning.zero import gathered_elements, model_states, read_engine
+from prealign_ds.recipe import load_settings
 from prealign_ds.training.gpus import GPUS, gpu_named, peak_flops
-from prealign_ds.training.proposals import _changed, propose
-from prealign_ds.training.zero import gathered_elements, model_states, read_engine
 from tools.benchmarks.footprint import measure_footprint
 
 RECIPES = sorted((REPOSITORY / "launchers/recipes").glob("*.yaml"))

@@ -3,11 +3,11 @@
 import pytest
 from conftest import REPOSITORY
 
+from prealign_ds.planning.footprint import Machine, look_at_data
+from prealign_ds.planning.forecast import forecast_disk, forecast_stages, model_costs, step_traffic
+from prealign_ds.planning.zero import read_engine
 from prealign_ds.recipe import load_settings
-from prealign_ds.training.footprint import Machine, look_at_data
-from prealign_ds.training.forecast import forecast_disk, forecast_stages, model_costs, step_traffic
 from prealign_ds.training.gpus import gpu_named
-from prealign_ds.training.zero import read_engine
 
 RECIPE = REPOSITORY / "launchers/recipes/en_clone_150m.yaml"
 
