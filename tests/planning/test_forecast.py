@@ -51,7 +51,7 @@ def test_time_is_flops_over_the_stated_share_of_the_peak():
     ("name", "expected"),
     [
         ("cpu_fp32", {"gradients": 2 * 4}),
-        ("zero1_bf16", {"gradients": 2 * 2, "weights": 2}),
+        ("zero1_bf16", {"gradients": 2 * 4, "weights": 2}),
         ("zero2_bf16", {"gradients": 4 * 2 * 2, "weights": 2}),
         ("zero3_bf16", {"gradients": 4 * 2, "weights": 4 * 2}),
     ],

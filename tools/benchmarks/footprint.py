@@ -159,13 +159,9 @@ def _measured(case: Case, device: torch.device, scratch: Path) -> dict[str, int]
     del after
     peak = states + peak_bytes(partial(micro_steps, 1), device, scratch)
     sizes = sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in module.parameters())
-    result = {
-        "states": states,
-        "peak": peak,
-        "checkpoint": checkpoint_bytes(
-            sizes, next(module.parameters()).element_size(), engine.zero_optimization_stage()
-        ),
-    }
+    weight_bytes = next(module.parameters()).element_size()
+    checkpoint = checkpoint_bytes(sizes, weight_bytes, engine.zero_optimization_stage())
+    result = {"states": states, "peak": peak, "checkpoint": checkpoint}
     engine.destroy()
     return result
 
