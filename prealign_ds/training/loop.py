@@ -182,7 +182,8 @@ class StageLoop:
         if self.run.world.is_main:
             self.log.begin(self.step, self._num_parameters)
         try:
-            self._train()
+            for _ in self.steps():
+                pass
         except Preempted:
             self._save()
             self.checkpoints.settle()
@@ -190,7 +191,8 @@ class StageLoop:
             raise
         self._finish(result)
 
-    def _train(self) -> None:
+    def steps(self) -> Iterator[int]:
+        """Train to the end of the stage; yields each step's number when all that belongs to it is done."""
         settings = self.run.settings
         if self._evaluation_pending:
             self._evaluate()
@@ -210,6 +212,7 @@ class StageLoop:
                 self._evaluate()
             if ended or self._passed(settings.checkpoint.every_tokens, before):
                 self._save()
+            yield self.step
         self.checkpoints.settle()
 
     def _load(self) -> None:

@@ -181,7 +181,7 @@ class StageLog:
             "gradient_norm": float(norm) if norm is not None and math.isfinite(norm) else None,
             "skipped_steps": self._engine.skipped_steps,
             "tokens_per_s": tokens_per_s,
-            "mfu": self._mfu(tokens_per_s),
+            "mfu": self.mfu(tokens_per_s),
             "step_ms": 1000 * seconds / sums.steps,
             "data_wait_ms": 1000 * sums.data_wait_s / sums.steps,
             "seconds_left": plan.steps_from(sample) * seconds / sums.steps,
@@ -221,7 +221,7 @@ class StageLog:
         shown = "  ".join(f"{language} {value.perplexity:.2f}" for language, value in found.items())
         _LOGGER.info("%s %d: held-out perplexity  %s", self._plan.name, step, shown)
 
-    def _mfu(self, tokens_per_s: float) -> float | None:
+    def mfu(self, tokens_per_s: float) -> float | None:
         """Share of the GPUs' bf16 peak, or None where the peak is not known or stage 1's words are not counted."""
         if self._run.world.device.type != "cuda" or self._alignment is not None:
             return None
