@@ -3,8 +3,8 @@
     python tools/bench.py [--only NAME ...] [--repeats N] [--output runs/bench.json]
 
 A ratio is ours / theirs, measured turn about: of time or memory for fetch, alignment and saving (less is better), of
-throughput for the others (more is better). Where it was stopped, the same command goes on: what is in OUTPUT with the
-same number of repeats is not measured again.
+throughput for step, trainer and zero (more is better). Where it was stopped, the same command goes on: what is in
+OUTPUT with the same number of repeats is not measured again.
 """
 
 import argparse
@@ -14,6 +14,7 @@ import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,7 @@ def main() -> None:
             continue
         print(f"{name} ...", file=sys.stderr, flush=True)
         begun = time.monotonic()
-        found |= measure(name, arguments.repeats)
+        merge(found, measure(name, arguments.repeats))
         how = {"repeats": arguments.repeats, "seconds": round(time.monotonic() - begun), "machine": _machine()}
         found["measured"] = found.get("measured", {}) | {name: how}
         write_json(arguments.output, found)
@@ -58,6 +59,12 @@ def measure(name: str, repeats: int) -> dict[str, Any]:
     return json.loads(done.stdout[max(0, done.stdout.rfind("\n{\n")) :])
 
 
+def merge(found: dict[str, Any], figures: dict[str, Any]) -> None:
+    """Put a benchmark's figures among the others'; several have a ``growth``, each of costs of its own."""
+    growth = found.get("growth", {}) | figures.get("growth", {})
+    found |= figures | ({"growth": growth} if growth else {})
+
+
 def _machine() -> dict[str, Any]:
     import torch
 
@@ -69,10 +76,23 @@ def _machine() -> dict[str, Any]:
 
 
 def _show(found: dict[str, Any]) -> None:
-    print(f"{'':32}{'min':>12}{'median':>12}{'max':>12}")
+    print(f"{'':40}{'min':>12}{'median':>12}{'max':>12}")
+    for name, spread in _spreads(found):
+        print(f"{name:40}" + "".join(f"{spread[key]:12,.4g}" for key in ("min", "median", "max")))
+    print(f"\n{'growth':32}{'exponent':>8}  cost at size")
+    for name, cost in found.get("growth", {}).items():
+        points = zip(cost["sizes"], cost["cost"], strict=True)
+        shown = ", ".join(f"{value:,.4g} {cost['unit']} at {size:,}" for size, value in points)
+        print(f"{name:32}{cost['exponent']:8.2f}  {shown}")
+
+
+def _spreads(found: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, dict[str, float]]]:
+    """The figures that vary, by their names; those of a table are named ``table.row``."""
     for name, value in found.items():
         if isinstance(value, dict) and value.keys() == {"min", "median", "max"}:
-            print(f"{name:32}" + "".join(f"{value[key]:12,.4g}" for key in ("min", "median", "max")))
+            yield prefix + name, value
+        elif isinstance(value, dict) and name not in ("growth", "measured"):
+            yield from _spreads(value, f"{prefix}{name}.")
 
 
 if __name__ == "__main__":

@@ -101,17 +101,17 @@ class StageLoop:
         self.settings: StageSettings = getattr(run.settings, plan.name)
         self.stream = run.stream(plan.name)
         ds_config = read_ds_config(run.settings.deepspeed)
-        kernels = self._choose_kernels(ds_config)
-        self.module = run.module(plan.name, kernels)
+        self.kernels = self._choose_kernels(ds_config)
+        self.module = run.module(plan.name, self.kernels)
         self.alignment = self.module.stage
         self._num_parameters = num_parameters(self.module.model)  # before ZeRO-3 takes them apart
         flops = training_flops(self.module.model, plan.sequence_length)
-        config = engine_config(ds_config, plan, self.settings.optimizer, kernels)
+        config = engine_config(ds_config, plan, self.settings.optimizer, self.kernels)
         if run.settings.log.tensorboard:
             events = str(run.dir / "tensorboard")
             config["tensorboard"] = {"enabled": True, "output_path": events, "job_name": plan.name}
         self.evaluations = Evaluations(run)
-        self.checkpoints = StageCheckpoints(run, plan, run.fingerprint(self.stream), ds_config, kernels)
+        self.checkpoints = StageCheckpoints(run, plan, run.fingerprint(self.stream), ds_config, self.kernels)
         saved = self.checkpoints.saved
         self.step: int = saved["step"] if saved else 0
         self.sample: int = saved["sample"] if saved else plan.first_sample
@@ -119,7 +119,7 @@ class StageLoop:
         self._pending: dict[str, Any] | None = saved["evaluation_pending"] if saved else None
         self.sums = StepSums(run.world.device, saved["sums"] if saved else None)
         self._skipped_in_row = 0
-        self.engine = start_engine(self.module, config, kernels)
+        self.engine = start_engine(self.module, config, self.kernels)
         self.log = StageLog(run, plan, self.engine, flops)
         languages = self.run.table.languages if self.stream.switcher else []
         self._count_names = ["num_words", "num_drawn", *(f"switched.{language}" for language in languages)]

@@ -183,7 +183,7 @@ class StageLog:
             "gradient_norm": float(norm) if norm is not None and math.isfinite(norm) else None,
             "skipped_steps": self._engine.skipped_steps,
             "tokens_per_s": tokens_per_s,
-            "mfu": self._mfu(tokens_per_s),
+            "mfu": self.mfu(tokens_per_s),
             "step_ms": 1000 * seconds / sums.steps,
             "data_wait_ms": 1000 * sums.data_wait_s / sums.steps,
             "seconds_left": plan.steps_from(sample) * seconds / sums.steps,
@@ -211,7 +211,7 @@ class StageLog:
             self._losses.append(record["loss"])
 
     def write_evaluation(self, step: int, tokens: int, found: dict[str, Any]) -> None:
-        """Log what ``Run.evaluations`` found after ``step``, when the run has read ``tokens`` LM tokens."""
+        """Log what :class:`Evaluations` found after ``step``, when the run has read ``tokens`` LM tokens."""
         self._evaluations.append({"stage": self._plan.name, "step": step, "tokens": tokens, **found})
         if "perplexity" in found:
             shown = "  ".join(f"{language} {value:.2f}" for language, value in found["perplexity"].items())
@@ -222,7 +222,7 @@ class StageLog:
             )
             _LOGGER.info("%s %d: facts of period %s known  %s", self._plan.name, step, period, shown)
 
-    def _mfu(self, tokens_per_s: float) -> float | None:
+    def mfu(self, tokens_per_s: float) -> float | None:
         """Share of the GPUs' 16-bit peak, or None where the peak is not known or stage 1's words are not counted."""
         if self._run.world.device.type != "cuda" or self._alignment is not None:
             return None

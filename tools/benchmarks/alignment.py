@@ -14,12 +14,10 @@ releases, on a GPU ``torch.cuda.max_memory_allocated``.
 
 import argparse
 import json
-import math
+import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -40,7 +38,8 @@ from prealign_ds.alignment.loss import layer_alignments
 from prealign_ds.cli import run
 from prealign_ds.files import read_json, write_json
 from prealign_ds.training.environment import tune_cpu
-from tools.benchmarks import spread
+from tools.benchmarks import growth_of, ratios
+from tools.benchmarks._turns import run_ranks, seconds_of
 
 ROWS, LAYERS, HIDDEN, TEMPERATURE = 2048, 14, 1024, 0.1
 SIDES = ("ours", "theirs")
@@ -69,9 +68,10 @@ def measure_alignment(scratch: Path, repeats: int) -> dict[str, dict[str, float]
 
 
 def growth(scratch: Path, repeats: int = 3) -> dict[str, dict]:
-    """Peak bytes, seconds and traffic a rank, of ours and the authors': by rows on one rank, and by ranks.
+    """How the costs of a rank grow with the rows of a batch, on one rank, and what they are on more ranks.
 
-    Traffic is [collectives, bytes that they bring]. Exponents are slopes of a line through the logarithms.
+    ``alignment`` has our seconds, ``alignment_memory`` our peak bytes. ``details`` has both sides' bytes, seconds and
+    traffic by rows and by ranks; traffic is [collectives, bytes that they bring].
 
     Args:
         scratch: A folder for the child processes' files.
@@ -80,18 +80,12 @@ def growth(scratch: Path, repeats: int = 3) -> dict[str, dict]:
     sizes = {rows: _ranks(scratch, 1, "authors", rows, LAYERS, repeats) for rows in (ROWS // 2, ROWS, 2 * ROWS)}
     by_ranks = {1: sizes[ROWS], **{world: _ranks(scratch, world, "authors", ROWS, LAYERS, repeats) for world in (2, 4)}}
     by_rows = {rows: _medians(found) for rows, found in sizes.items()}
-    exponents = {
-        side: {
-            kind: _exponent(list(by_rows), [found[side][kind] for found in by_rows.values()])
-            for kind in ("bytes", "seconds")
-        }
-        for side in SIDES
+    seconds, memory = ([found["ours"][kind] for found in by_rows.values()] for kind in ("seconds", "bytes"))
+    details = {"rows": by_rows, "ranks": {world: _medians(found) for world, found in by_ranks.items()}}
+    return {
+        "alignment": growth_of(list(by_rows), seconds) | {"details": details},
+        "alignment_memory": growth_of(list(by_rows), memory, "bytes"),
     }
-    return {"rows": by_rows, "exponents": exponents, "ranks": {n: _medians(found) for n, found in by_ranks.items()}}
-
-
-def _exponent(sizes: Sequence[float], costs: Sequence[float]) -> float:
-    return statistics.linear_regression([math.log(size) for size in sizes], [math.log(cost) for cost in costs]).slope
 
 
 def whole_square_loss(states: list[Tensor], batch: WordBatch, temperature: float) -> Tensor:
@@ -151,22 +145,6 @@ def peak_bytes(step: Callable[[], object], device: torch.device, scratch: Path) 
     return peak
 
 
-def seconds_of(step: Callable[[], object], device: torch.device) -> float:
-    """Wall-clock seconds of ``step``, from all ranks' start to the last rank's end."""
-
-    def wait() -> None:
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        if dist.is_initialized():
-            dist.barrier()
-
-    wait()
-    began = time.perf_counter()
-    step()
-    wait()
-    return time.perf_counter() - began
-
-
 class _Traffic(TorchDispatchMode):
     """Counts collectives and the bytes of what they give."""
 
@@ -218,21 +196,13 @@ def _ranks(
 ) -> list[dict]:
     """Start the ranks; what each has measured."""
     with tempfile.TemporaryDirectory(dir=scratch) as folder:
-        started, logs = [], [Path(folder) / f"{rank}.log" for rank in range(world)]
-        for rank, log in enumerate(logs):
-            words = [__file__, "--worker", folder, rank, world, other, rows, layers, repeats, *kinds]
-            with log.open("w") as output:
-                started.append(subprocess.Popen([sys.executable, *map(str, words)], stdout=output, stderr=output))
-        codes = [process.wait() for process in started]
-        if any(codes):
-            raise RuntimeError("\n".join(log.read_text()[-2000:] for log in logs))
+        run_ranks([__file__, "--worker", folder, other, rows, layers, repeats, *kinds], world, Path(folder))
         return [read_json(Path(folder) / f"{rank}.json") for rank in range(world)]
 
 
-def _worker(
-    folder: Path, kinds: list[str], other: str, rank: int, world: int, rows: int, layers: int, repeats: int
-) -> None:
+def _worker(folder: Path, kinds: list[str], other: str, rows: int, layers: int, repeats: int) -> None:
     """One rank: both sides in turns, first checked against each other."""
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     on_gpu = torch.cuda.device_count() >= world
     device = torch.device("cuda", rank) if on_gpu else torch.device("cpu")
     if on_gpu:
@@ -241,7 +211,7 @@ def _worker(
         tune_cpu(world)
     if world > 1:
         backend = "nccl" if on_gpu else "gloo"
-        dist.init_process_group(backend, init_method=f"file://{folder}/ranks", rank=rank, world_size=world)
+        dist.init_process_group(backend)
     batch = _word_batch(rows, rank, world).to(device)
     generator = torch.Generator().manual_seed(rank)
     states = [torch.randn(rows // world, HIDDEN, generator=generator).to(device) for _ in range(layers)]
@@ -280,7 +250,7 @@ def _check(ours: tuple[Tensor, tuple[Tensor, ...]], theirs: tuple[Tensor, tuple[
 def _ratios(ranks: list[dict], kind: str) -> dict[str, float]:
     """Of each turn: the worst rank's figure, ours / theirs; the least, the median and the largest of the turns."""
     ours, theirs = ([max(turn) for turn in zip(*(rank[side][kind] for rank in ranks), strict=True)] for side in SIDES)
-    return spread([our / their for our, their in zip(ours, theirs, strict=True)])
+    return ratios(ours, theirs)
 
 
 def _medians(ranks: list[dict]) -> dict[str, dict[str, Any]]:
@@ -302,8 +272,8 @@ def main() -> None:
     parser.add_argument("--worker", nargs="+", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
-        folder, rank, world, other, rows, layers, repeats, *kinds = arguments.worker
-        _worker(Path(folder), kinds, other, *map(int, (rank, world, rows, layers, repeats)))
+        folder, other, rows, layers, repeats, *kinds = arguments.worker
+        _worker(Path(folder), kinds, other, int(rows), int(layers), int(repeats))
         return
     with tempfile.TemporaryDirectory() as scratch:
         figures = measure_alignment(Path(scratch), arguments.repeats)
