@@ -110,8 +110,8 @@ class DataSettings(Settings):
     """Held-out corpora for perplexity, one a language."""
     blend_block: int | None = Field(None, ge=1)
     """Samples in a block of the blend; None takes the smallest that holds the weights exactly."""
-    num_workers: int = Field(0, ge=0)
-    """Processes a rank that prepare batches; 0 prepares them in the training process."""
+    num_workers: int = Field(1, ge=1)
+    """Threads a rank that prepare batches ahead; one is best unless the disk answers slowly."""
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:

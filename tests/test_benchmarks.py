@@ -8,7 +8,7 @@ from launching import run_alone
 
 from prealign_ds.files import read_json
 from tools import bench
-from tools.benchmarks import fetch
+from tools.benchmarks import fetch, tokenization
 from tools.benchmarks.alignment import HIDDEN, _ranks, peak_bytes
 
 CPU = torch.device("cpu")
@@ -29,6 +29,17 @@ def test_a_large_index_is_not_read_when_it_is_opened(tmp_path):
     found = fetch.measure_index(tmp_path, 1)
     assert (tmp_path / "large.bin").stat().st_size == 2_000_000_000
     assert found["index_rss_mb"]["max"] < 20 and found["index_open_s"]["max"] < 2
+
+
+def test_tokenization(tmp_path, monkeypatch):
+    monkeypatch.setattr(tokenization, "VOCABULARY", 1_000)
+    found = tokenization.measure_tokenization(tmp_path, 1, megabytes=0.4)
+    growth = found.pop("growth")["tokenize_by_megabytes"]
+    assert growth["sizes"] == pytest.approx([0.1, 0.2, 0.4], rel=0.2) and len(growth["cost"]) == 3
+    assert found["tokenize_vs_raw"]["median"] == pytest.approx(
+        found["tokenize_mb_per_s"]["median"] / found["raw_mb_per_s"]["median"]
+    )
+    assert 0 < found["tokenize_feeding_share"]["median"] <= 1
 
 
 def test_saving(tmp_path):

@@ -207,8 +207,18 @@ class TextCorpus:
         """
         if split is not None:
             self.check_split(split)
+        for document in map(document_of, self.lines()):
+            if split is None or split_of(document.page, self.splits, self.seed) == split:
+                yield document
+
+    def lines(self) -> Iterator[str]:
+        """The documents as they are stored, for :func:`document_of`, which is most of the work of reading them."""
         for shard in self.shards:
             for _, line in numbered_lines(shard):
-                record = json.loads(line)
-                if split is None or split_of(record["page"], self.splits, self.seed) == split:
-                    yield Document(record["text"], record["page"], record["source"])
+                yield line
+
+
+def document_of(line: str) -> Document:
+    """The document of a line of a shard."""
+    record = json.loads(line)
+    return Document(record["text"], record["page"], record["source"])

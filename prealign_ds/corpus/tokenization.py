@@ -7,22 +7,24 @@ import os
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from filelock import FileLock
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from prealign_ds.corpus.documents import Document, TextCorpus, split_of
-from prealign_ds.corpus.tokenizer import load_tokenizer, tokenizer_digest
-from prealign_ds.files import atomic_folder, digest_of, read_json, sha256_file, write_json
+from prealign_ds.corpus.documents import TextCorpus, document_of, split_of
+from prealign_ds.files import atomic_folder, digest_of, read_json, write_json
 
-_CHUNK_CHARACTERS = 1 << 20
-_CHUNKS_WITHOUT_PROCESSES = 4  # starting processes takes longer than encoding these
-_tokenizer: Tokenizer | None = None
+# Every worker imports this module: what takes long to import (transformers, megatron-core) is imported in functions.
+
+_CHUNK_CHARACTERS = 1 << 19
+_CHUNKS_WITHOUT_PROCESSES = 8  # starting processes takes longer than encoding these
+_CHUNKS_AHEAD = 4  # for each worker: while one chunk takes long, the others have work
 
 
 def tokenize_corpus(
@@ -42,9 +44,9 @@ def tokenize_corpus(
         The manifest.
 
     Raises:
-        ValueError: If a split has no documents, or ``output`` holds other tokens.
+        ValueError: If a split has no documents, ``output`` holds other tokens, or a worker was killed.
     """
-    # Not at the head of the file: every worker imports this module, and megatron-core takes seconds and much memory.
+    from prealign_ds.corpus.tokenizer import load_tokenizer, tokenizer_digest
     from prealign_ds.corpus.tokens import MANIFEST_FORMAT, DType
 
     output = Path(output)
@@ -60,8 +62,13 @@ def tokenize_corpus(
                 raise ValueError(f"{output}: holds other tokens than asked for; choose another folder, or delete it")
             return manifest
         with atomic_folder(output) as work:
-            dtype = DType.optimal_dtype(len(tokenizer))
-            splits = _write_splits(work, text, tokenizer.backend_tokenizer, tokenizer.eos_token_id, dtype, workers)
+            how = _Encoding(
+                tokenizer.backend_tokenizer.to_str(),
+                tokenizer.eos_token_id,
+                DType.optimal_dtype(len(tokenizer)),
+                text.splits,
+                text.seed,
+            )
             manifest = {
                 "format": MANIFEST_FORMAT,
                 "language": text.language,
@@ -71,76 +78,53 @@ def tokenize_corpus(
                     "eos_id": tokenizer.eos_token_id,
                 },
                 "request": request,
-                "splits": splits,
+                "splits": _write_splits(work, text, how, workers or len(os.sched_getaffinity(0))),
             }
             write_json(work / "manifest.json", manifest)
     return manifest
 
 
-def _write_splits(
-    work: Path, text: TextCorpus, tokenizer: Tokenizer, eos: int, dtype: type, workers: int | None
-) -> dict[str, Any]:
-    from prealign_ds.corpus.tokens import IndexedDatasetBuilder
+class _Encoding(NamedTuple):
+    """What a worker needs to know: the tokenizer as JSON, the end-of-text token, the type of a token, the splits."""
 
-    builders = {split: IndexedDatasetBuilder(str(work / f"{split}.bin"), dtype=dtype) for split in text.splits}
-    counts = {split: {"documents": 0, "tokens": 0, "bytes": 0} for split in text.splits}
-    progress = tqdm(total=text.manifest["bytes"], unit="B", unit_scale=True, desc="tokens", disable=None)
-    for documents, rows in _encoded(text.documents(), tokenizer.to_str(), workers or len(os.sched_getaffinity(0))):
-        for document, row in zip(documents, rows, strict=True):
-            split = split_of(document.page, text.splits, text.seed)
-            builders[split].add_document(np.append(row, eos), [len(row) + 1])
-            size = len(document.text.encode())
-            for key, value in (("documents", 1), ("tokens", len(row) + 1), ("bytes", size)):
-                counts[split][key] += value
-            progress.update(size)
-    progress.close()
-    for split, builder in builders.items():
-        if counts[split]["documents"] == 0:
+    tokenizer: str
+    eos: int
+    dtype: type
+    splits: dict[str, float]
+    seed: int
+
+
+class _Documents(NamedTuple):
+    """Encoded documents of one split: their tokens one behind the other, the tokens of each, and bytes of text."""
+
+    tokens: np.ndarray
+    lengths: list[int]
+    num_bytes: int
+
+
+def _write_splits(work: Path, text: TextCorpus, how: _Encoding, workers: int) -> dict[str, Any]:
+    from prealign_ds.corpus.tokens import CorpusWriter
+
+    writers = {split: CorpusWriter(work / split, how.dtype) for split in text.splits}
+    with tqdm(total=text.manifest["bytes"], unit="B", unit_scale=True, desc="tokens", disable=None) as progress:
+        for chunk in _encoded(_chunks(text.lines()), how, workers):
+            for split, documents in chunk.items():
+                writers[split].add(*documents)
+                progress.update(documents.num_bytes)
+    for split, writer in writers.items():
+        if writer.counts["documents"] == 0:
             raise ValueError(
                 f"{text.path}: split {split!r} got no document; give more pages, or splits with larger shares"
             )
-        builder.finalize(str(work / f"{split}.idx"))
-    return {
-        split: {
-            **counts[split],
-            "dtype": np.dtype(dtype).name,
-            "sha256": {kind: sha256_file(work / f"{split}.{kind}") for kind in ("bin", "idx")},
-        }
-        for split in text.splits
-    }
+    return {split: writer.finish() for split, writer in writers.items()}
 
 
-def _encoded(
-    documents: Iterator[Document], tokenizer: str, workers: int
-) -> Iterator[tuple[list[Document], list[np.ndarray]]]:
-    """Chunks of documents with their token ids, in order; at most two chunks a worker are under way."""
-    chunks = _chunks(documents)
-    first = list(islice(chunks, _CHUNKS_WITHOUT_PROCESSES + 1))
-    if workers == 1 or len(first) <= _CHUNKS_WITHOUT_PROCESSES:
-        _start_worker(tokenizer)
-        for chunk in chain(first, chunks):
-            yield chunk, _encode([document.text for document in chunk])
-        return
-    # An executor and not a Pool, which waits without end for a worker that was killed.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker, (tokenizer,)) as pool:
-        under_way: deque[tuple[list[Document], Future[list[np.ndarray]]]] = deque()
-        for chunk in chain(first, chunks):
-            if len(under_way) >= 2 * workers:
-                done, result = under_way.popleft()
-                yield done, result.result()
-            under_way.append((chunk, pool.submit(_encode, [document.text for document in chunk])))
-        while under_way:
-            done, result = under_way.popleft()
-            yield done, result.result()
-
-
-def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
-    chunk: list[Document] = []
+def _chunks(lines: Iterator[str]) -> Iterator[list[str]]:
+    chunk: list[str] = []
     size = 0
-    for document in documents:
-        chunk.append(document)
-        size += len(document.text)
+    for line in lines:
+        chunk.append(line)
+        size += len(line)
         if size >= _CHUNK_CHARACTERS:
             yield chunk
             chunk, size = [], 0
@@ -148,16 +132,65 @@ def _chunks(documents: Iterator[Document]) -> Iterator[list[Document]]:
         yield chunk
 
 
-def _start_worker(tokenizer: str) -> None:
-    global _tokenizer
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
-    _tokenizer = Tokenizer.from_str(tokenizer)
-    _tokenizer.no_truncation()
-    _tokenizer.no_padding()
-    _tokenizer.encode_special_tokens = True  # a text that spells the end-of-text token does not end there
+def _encoded(chunks: Iterator[list[str]], how: _Encoding, workers: int) -> Iterator[dict[str, _Documents]]:
+    """The documents of each chunk by split, chunks in their order, few of them at a time in memory.
+
+    Workers also parse the lines and choose the splits, so that this process, which feeds them, only moves bytes.
+    """
+    first = list(islice(chunks, _CHUNKS_WITHOUT_PROCESSES + 1))
+    if workers == 1 or len(first) <= _CHUNKS_WITHOUT_PROCESSES:
+        yield from map(_Encoder(how), chain(first, chunks))
+        return
+    # An executor and not a Pool, which waits without end for a worker that was killed.
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(workers, context, _start_worker, (how,)) as pool:
+        under_way: deque[Future[dict[str, _Documents]]] = deque()
+        try:
+            for chunk in chain(first, chunks):
+                if len(under_way) >= _CHUNKS_AHEAD * workers:
+                    yield under_way.popleft().result()
+                under_way.append(pool.submit(_encode, chunk))
+            while under_way:
+                yield under_way.popleft().result()
+        except BrokenProcessPool as error:
+            raise ValueError(
+                "a tokenizing process was killed, most often for want of memory; give fewer workers, or more memory"
+            ) from error
 
 
-def _encode(texts: list[str]) -> list[np.ndarray]:
-    assert _tokenizer is not None
-    encodings = _tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-    return [np.array(encoding.ids, dtype=np.int32) for encoding in encodings]
+class _Encoder:
+    """Turns lines of a text corpus into the tokens of each split."""
+
+    def __init__(self, how: _Encoding):
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
+        self._how = how
+        self._tokenizer = Tokenizer.from_str(how.tokenizer)
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        self._tokenizer.encode_special_tokens = True  # a text that spells the end-of-text token does not end there
+
+    def __call__(self, lines: list[str]) -> dict[str, _Documents]:
+        texts: dict[str, list[str]] = {}
+        for document in map(document_of, lines):
+            split = split_of(document.page, self._how.splits, self._how.seed)
+            texts.setdefault(split, []).append(document.text)
+        return {split: self._encode(batch) for split, batch in texts.items()}
+
+    def _encode(self, texts: list[str]) -> _Documents:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        rows = [[*encoding.ids, self._how.eos] for encoding in encodings]
+        tokens: np.ndarray = np.fromiter(chain.from_iterable(rows), dtype=self._how.dtype)
+        return _Documents(tokens, [len(row) for row in rows], sum(len(text.encode()) for text in texts))
+
+
+_encoder: _Encoder | None = None  # of a worker
+
+
+def _start_worker(how: _Encoding) -> None:
+    global _encoder
+    _encoder = _Encoder(how)
+
+
+def _encode(lines: list[str]) -> dict[str, _Documents]:
+    assert _encoder is not None
+    return _encoder(lines)

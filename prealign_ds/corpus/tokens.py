@@ -1,4 +1,4 @@
-"""Token files of a corpus, read as one long memory-mapped row of tokens.
+"""Token files of a corpus, written document by document and read as one long memory-mapped row of tokens.
 
 The files are Megatron's (``.bin`` with the tokens, ``.idx`` with the documents), read by megatron-core. Documents are
 already joined by the end-of-text token, so packing across documents is the order of the file.
@@ -6,6 +6,7 @@ already joined by the end-of-text token, so packing across documents is the orde
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import warnings
 from pathlib import Path
@@ -13,17 +14,54 @@ from typing import Any
 
 import numpy as np
 
-from prealign_ds.files import read_json
+from prealign_ds.files import read_json, sha256_file
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # megatron-core warns about every optional accelerator library it does not find
     from megatron.core.datasets.indexed_dataset import DType, IndexedDataset, IndexedDatasetBuilder
 
-__all__ = ["MANIFEST_FORMAT", "CorpusTokens", "DType", "IndexedDatasetBuilder"]
+__all__ = ["MANIFEST_FORMAT", "CorpusTokens", "CorpusWriter", "DType", "IndexedDatasetBuilder"]
 
 MANIFEST_FORMAT = 1
 _HEADER = struct.Struct("<9sQBQQ")
 _MAGIC = b"MMIDIDX\x00\x00"
+
+
+class CorpusWriter:
+    """Writes one split of a tokenized corpus, many documents at a time.
+
+    Args:
+        prefix: The files to write, without ``.bin`` and ``.idx``.
+        dtype: NumPy type of a token.
+    """
+
+    def __init__(self, prefix: Path, dtype: type):
+        self._prefix, self._dtype = prefix, dtype
+        self._builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=dtype)
+        self._digest = hashlib.sha256()
+        self.counts = {"documents": 0, "tokens": 0, "bytes": 0}
+
+    def add(self, tokens: np.ndarray, lengths: list[int], num_bytes: int) -> None:
+        """Add documents.
+
+        Args:
+            tokens: Their tokens one behind the other, of the type of the file, each document with its end-of-text.
+            lengths: Tokens of each document.
+            num_bytes: UTF-8 bytes of their text.
+        """
+        first = len(self._builder.sequence_lengths)
+        self._builder.add_document(tokens, lengths)  # one document of many sequences ...
+        self._builder.document_indices[-1:] = range(first + 1, first + len(lengths) + 1)  # ... a document each
+        self._digest.update(tokens)  # type: ignore[arg-type]  # reading the file again would take a pass
+        for key, value in (("documents", len(lengths)), ("tokens", len(tokens)), ("bytes", num_bytes)):
+            self.counts[key] += value
+
+    def finish(self) -> dict[str, Any]:
+        """Write the index; what the manifest says of the split."""
+        index = f"{self._prefix}.idx"
+        self._builder.finalize(index)
+        digests = {"bin": self._digest.hexdigest(), "idx": sha256_file(index)}
+        return {**self.counts, "dtype": np.dtype(self._dtype).name, "sha256": digests}
 
 
 class CorpusTokens:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import os
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from prealign_ds.stream.stream import IGNORED, CodeSwitchedStream, Sample
+
+_BATCHES_AHEAD = 4  # for each thread; new words make one batch take longer than another
 
 
 @dataclass
@@ -80,21 +80,30 @@ class MicroBatches:
 
 
 def make_loader(
-    stream: CodeSwitchedStream, micro_batches: MicroBatches, num_workers: int = 0, pin_memory: bool = False
-) -> DataLoader:
-    """A loader of :class:`LMBatch`; workers prepare ahead and change nothing but the waiting."""
-    return DataLoader(
-        stream,
-        batch_sampler=micro_batches,
-        num_workers=num_workers,
-        collate_fn=partial(collate, size=micro_batches.size, sequence_length=stream.sequence_length),
-        pin_memory=pin_memory,
-        prefetch_factor=4 if num_workers else None,
-        multiprocessing_context="fork" if num_workers else None,
-        worker_init_fn=_init_worker,
-    )
+    stream: CodeSwitchedStream, micro_batches: MicroBatches, num_workers: int = 1, pin_memory: bool = False
+) -> Iterator[LMBatch]:
+    """The micro-batches, which threads prepare while the caller works on earlier ones.
 
+    Threads and not processes: they share what the switcher has learnt of words, hand a batch over without a copy, and
+    no signal or want of memory can take one away. Python runs one at a time, which costs little: most of a step waits
+    for the device.
 
-def _init_worker(worker: int) -> None:
-    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # its threads do not survive the fork
-    torch.set_num_threads(1)
+    Args:
+        stream: The samples.
+        micro_batches: Which of them.
+        num_workers: Threads. They change only the waiting.
+        pin_memory: Whether to page-lock the batches.
+    """
+
+    def prepare(indices: list[int]) -> LMBatch:
+        batch = collate([stream[index] for index in indices], micro_batches.size, stream.sequence_length)
+        return batch.pin_memory() if pin_memory else batch
+
+    with ThreadPoolExecutor(num_workers, "loader") as threads:
+        under_way: deque[Future[LMBatch]] = deque()
+        for indices in micro_batches:
+            under_way.append(threads.submit(prepare, indices))
+            if len(under_way) > _BATCHES_AHEAD * num_workers:
+                yield under_way.popleft().result()
+        while under_way:
+            yield under_way.popleft().result()

@@ -218,7 +218,7 @@ class StageLoop:
             self.sample, plan.end_sample, plan.batch_samples, plan.micro_batch_size, world.rank, world.size
         )
         on_gpu = world.device.type != "cpu"
-        return iter(make_loader(self.stream, micro_batches, self.run.settings.data.num_workers, on_gpu))
+        return make_loader(self.stream, micro_batches, self.run.settings.data.num_workers, on_gpu)
 
     def _step(self, batches: Iterator[LMBatch]) -> None:
         plan, world, step = self.plan, self.run.world, self.step

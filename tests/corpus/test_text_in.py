@@ -3,6 +3,7 @@
 import gzip
 import json
 import lzma
+import multiprocessing
 import os
 import pickle
 import shutil
@@ -26,7 +27,7 @@ from prealign_ds.corpus.fetch import fetch
 from prealign_ds.corpus.tokenization import tokenize_corpus
 from prealign_ds.corpus.tokenizer import load_tokenizer, tokenizer_digest, train_tokenizer
 from prealign_ds.corpus.tokens import CorpusTokens
-from prealign_ds.files import read_json, write_json
+from prealign_ds.files import read_json, sha256_file, write_json
 
 SPLITS = {"train": 0.7, "valid": 0.3}
 RECORDS = [{"text": f"Page {n}. " + make_text(120, n), "page": f"p{n // 2}"} for n in range(60)]
@@ -176,6 +177,9 @@ def test_tokens_decode_to_the_text_and_megatron_reads_them(corpus, tokenizer_fol
         assert len(dataset) == counts["documents"] == len(texts) and counts["dtype"] == "uint16"
         for row, text in zip(dataset, texts, strict=True):
             assert row[-1] == tokenizer.eos_token_id and tokenizer.decode(row[:-1]) == text
+        assert dataset.document_indices.tolist() == list(range(len(texts) + 1))
+        for kind, digest in counts["sha256"].items():
+            assert sha256_file(tmp_path / "tokens" / f"{split}.{kind}") == digest
         assert counts["bytes"] == sum(len(text.encode()) for text in texts)
         tokens = CorpusTokens(tmp_path / "tokens", split)
         assert tokens.num_tokens == counts["tokens"] and tokens.num_bytes == counts["bytes"]
@@ -189,6 +193,26 @@ def test_the_files_do_not_depend_on_the_number_of_workers(corpus, tokenizer_fold
         tokenize_corpus(corpus, tokenizer_folder, tmp_path / f"tokens{workers}", workers)
     for name in ("train.bin", "train.idx", "valid.bin", "valid.idx", "manifest.json"):
         assert (tmp_path / "tokens1" / name).read_bytes() == (tmp_path / "tokens2" / name).read_bytes()
+
+
+def test_a_killed_worker_ends_tokenization_and_leaves_nothing(corpus, tokenizer_folder, tmp_path, monkeypatch):
+    lines = list(corpus.lines())
+
+    def lines_with_an_accident(self):
+        yield from lines
+        multiprocessing.active_children()[0].kill()
+        yield from lines * 100
+
+    monkeypatch.setattr("prealign_ds.corpus.tokenization._CHUNK_CHARACTERS", 2000)
+    monkeypatch.setattr(TextCorpus, "lines", lines_with_an_accident)
+    with pytest.raises(ValueError, match="a tokenizing process was killed"):
+        tokenize_corpus(corpus, tokenizer_folder, tmp_path / "tokens", 2)
+    assert not (tmp_path / "tokens").exists() and not list(tmp_path.glob(".tokens.*.partial"))
+
+
+def test_what_every_worker_imports_is_light():
+    code = "import sys, tools.tokenize_corpus; sys.exit(bool({'torch', 'transformers', 'megatron'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_tokenizing_again_returns_and_another_request_is_refused(corpus, tokenizer_folder, tmp_path):

@@ -97,12 +97,12 @@ def torch_rows(batches):
 
 def test_the_same_samples_for_any_ranks_workers_batches_and_run_lengths():
     expected = [tuple(make_stream()[k].input_ids.tolist()) for k in range(96)]  # b has 6 samples: 4 epochs of it
-    assert flatten(make_stream(), 12, 8, 4, 1, 0) == expected
-    assert flatten(make_stream(), 12, 8, 4, 2, 0) == expected
+    assert flatten(make_stream(), 12, 8, 4, 1, 1) == expected
+    assert flatten(make_stream(), 12, 8, 4, 2, 1) == expected
     assert flatten(make_stream(), 12, 8, 4, 2, 4) == expected
-    assert flatten(make_stream(), 4, 24, 3, 2, 0) == expected
-    assert flatten(make_stream(), 5, 8, 2, 4, 0) == expected[:40]
-    assert flatten(make_stream(), 7, 8, 8, 1, 0, first=40) == expected[40:]
+    assert flatten(make_stream(), 4, 24, 3, 2, 1) == expected
+    assert flatten(make_stream(), 5, 8, 2, 4, 1) == expected[:40]
+    assert flatten(make_stream(), 7, 8, 8, 1, 1, first=40) == expected[40:]
 
 
 @pytest.mark.parametrize("mode", ["input_only", "vanilla"])
@@ -130,7 +130,7 @@ def test_code_switched_samples_are_as_pure(tokenizer, mode):
     ]
     assert {stream.locate(k)[1] for k in range(number) if stream.locate(k)[0].name == "en"} >= {0, 1}
     assert sum(sum(stream[k].num_switched.values()) for k in range(number)) > 100
-    for world, micro, workers in ((1, 6, 0), (2, 3, 0), (2, 1, 4), (3, 2, 0)):
+    for world, micro, workers in ((1, 6, 1), (2, 3, 1), (2, 1, 4), (3, 2, 1)):
         shares = [
             list(make_loader(build(), MicroBatches(0, number // 6 * 6, 6, micro, rank, world), workers))
             for rank in range(world)

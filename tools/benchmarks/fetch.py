@@ -10,14 +10,12 @@ apostrophes, digits and punctuation. Without --source, so are the translations.
 import argparse
 import json
 import os
-import random
 import struct
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ from torch.utils.data import Dataset
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
-from prealign_ds.alignment.counting import WordCount, count_words
+from prealign_ds.alignment.counting import count_words
 from prealign_ds.alignment.sources import Pair, read_pairs
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.codeswitch.switcher import CodeSwitcher
@@ -37,6 +35,7 @@ from prealign_ds.corpus.tokenizer import load_tokenizer, train_tokenizer
 from prealign_ds.corpus.tokens import CorpusTokens, IndexedDatasetBuilder
 from prealign_ds.stream.stream import CodeSwitchedStream, StreamCorpus
 from tools.benchmarks import spread
+from tools.benchmarks._made_up import first_characters, made_up_pairs, made_up_texts
 
 SEQUENCE_LENGTH = 1024
 RATIO = 0.05
@@ -45,7 +44,6 @@ TEXT_CHARACTERS = 8_000_000
 BLOCK, TURN = 300, 20  # samples in one measurement; samples of one dataset before those of the other
 INDEX_DOCUMENTS, DOCUMENT_TOKENS = 1_000_000, 1_000
 
-_SYLLABLES = [a + b + c for a in ("", *"bdfglmnprstw", "st", "th", "ch") for b in "aeiou" for c in ("", "n", "r", "s")]
 _OPEN = """
 import os, sys, time
 from prealign_ds.corpus.tokens import CorpusTokens
@@ -79,7 +77,8 @@ def measure_fetch(
         ``fetch_vs_megatron``, ``fetch_tokens_per_s``, ``fetch_first_tokens_per_s`` and ``megatron_tokens_per_s``, each
         with min, median and max.
     """
-    texts = list(_first(made_up_texts() if text is None else (document.text for document in read_file(text))))
+    documents = made_up_texts() if text is None else (document.text for document in read_file(text))
+    texts = list(first_characters(documents, TEXT_CHARACTERS))
     tokens = _tokenize(texts, scratch)
     counts = count_words(texts, workers=1)
     pairs = made_up_pairs(counts) if not sources else _read_all(sources)
@@ -127,46 +126,6 @@ def measure_index(scratch: Path, repeats: int) -> dict[str, dict[str, float]]:
     ]
     seconds, megabytes = zip(*(map(float, output.split()) for output in outputs), strict=True)
     return {"index_open_s": spread(seconds), "index_rss_mb": spread(megabytes)}
-
-
-def made_up_texts(seed: int = 0) -> Iterator[str]:
-    """Endless documents whose words follow Zipf's law, with the marks that make words hard to find."""
-    rng = random.Random(seed)
-    words = list(dict.fromkeys("".join(rng.choices(_SYLLABLES, k=min(1 + place // 99, 3))) for place in range(60_000)))
-    weights = list(accumulate(1 / (place + 3) for place in range(len(words))))
-    endings = [" "] * 40 + [", "] * 3 + [". "] * 3 + ["'s ", "n't ", "; ", "? ", '" ', "-", ".\n", ".\n\n"]
-    while True:
-        chosen = rng.choices(words, cum_weights=weights, k=round(rng.lognormvariate(6, 0.8)) + 1)
-        begins_sentence, parts = True, []
-        for word in chosen:
-            ending = rng.choice(endings)
-            kind = rng.random()
-            if begins_sentence or kind < 0.03:
-                word = word.capitalize()
-            elif kind < 0.05:
-                word = str(rng.randrange(2000))
-            elif kind < 0.07:
-                word = '"' + word
-            parts.append(word + ending)
-            begins_sentence = ending[0] in ".?"
-        yield "".join(parts)
-
-
-def made_up_pairs(counts: Mapping[str, WordCount], seed: int = 0) -> Iterator[Pair]:
-    """One to five translations of each word with letters into each of four languages."""
-    rng = random.Random(seed)
-    for word in counts:
-        if word[0].isalpha():
-            for language in ("aa", "bb", "cc", "dd"):
-                for _ in range(rng.randint(1, 5)):
-                    yield Pair(word, language, "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))), "made-up")
-
-
-def _first(texts: Iterator[str]) -> Iterator[str]:
-    left = TEXT_CHARACTERS
-    while left > 0 and (text := next(texts, "")):
-        left -= len(text)
-        yield text
 
 
 def _tokenize(texts: Sequence[str], scratch: Path) -> CorpusTokens:
