@@ -198,12 +198,12 @@ class KnowledgePlan:
         return digest_of([settings, self._templates, [str(d) for d in self.directions], words, self._seed])
 
     def _period(self, number: int) -> _Period:
-        if number not in self._built:
+        built = self._built.get(number)
+        if built is None:
             built = self._build(number)
-            while len(self._built) >= _PERIODS_KEPT:
-                del self._built[next(iter(self._built))]
-            self._built[number] = built
-        return self._built[number]
+            # Replaced and not changed: threads that prepare batches share it.
+            self._built = dict([*self._built.items(), (number, built)][-_PERIODS_KEPT:])
+        return built
 
     def _build(self, number: int) -> _Period:
         facts = list(self._draw_facts(number))

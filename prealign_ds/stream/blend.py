@@ -45,9 +45,10 @@ class Blend:
         if self.block == 1:  # of a single corpus
             return 0, sample
         block, place = divmod(sample, self.block)
-        if self._current[0] != block:
-            self._current = (block, KeyedPermutation(self.block, mix(self._key + block)))
-        place = self._current[1](place)
+        current = self._current  # threads that prepare batches share it
+        if current[0] != block:
+            current = self._current = (block, KeyedPermutation(self.block, mix(self._key + block)))
+        place = current[1](place)
         corpus = bisect_right(self._bounds, place)
         first = self._bounds[corpus - 1] if corpus else 0
         return corpus, block * (self._bounds[corpus] - first) + place - first

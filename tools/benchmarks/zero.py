@@ -93,7 +93,8 @@ class DDP:
         self._scale = loop.plan.loss_scale(loop.plan.batch_samples) / loop.plan.accumulation_steps
         self._batches = batches
         on_device = [self._world.device] if self._world.device.type == "cuda" else None
-        self._model = DistributedDataParallel(loop.run.module("pretrain", loop.kernels).to(self._world.device), on_device)
+        module = loop.run.module("pretrain", loop.kernels).to(self._world.device)
+        self._model = DistributedDataParallel(module, on_device)
         numbers = self._optimizer_settings
         parameters = list(self._model.parameters())
         groups = [
