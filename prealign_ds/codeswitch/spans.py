@@ -95,11 +95,11 @@ class WordFinder:
         while high < len(tokens) and self._pieces[tokens[high]] is not None and not self._leads[tokens[high]]:
             high += 1
         window = (tuple(tokens[low:high].tolist()), begin - low)
-        if window not in self._measured:
+        length = self._measured.get(window)
+        if length is None:
             if len(self._measured) >= _MEASURED:
-                self._measured.clear()
-            self._measured[window] = self._measure(*window)
-        length = self._measured[window]
+                self._measured.clear()  # threads that prepare batches share it: what one reads, another may clear
+            length = self._measured[window] = self._measure(*window)
         return begin + length if length else 0
 
     def _measure(self, tokens: tuple[int, ...], begin: int) -> int:
