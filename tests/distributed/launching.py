@@ -8,6 +8,8 @@ from pathlib import Path
 
 import psutil
 
+from prealign_ds.files import read_json, write_json
+
 REPOSITORY = Path(__file__).resolve().parents[2]
 
 
@@ -67,3 +69,16 @@ def launch(ranks, script, *arguments, check=True, timeout=600):
 def run_alone(script, *arguments, timeout=300):
     """Run ``script`` as one process without a launcher."""
     return finish(start([sys.executable, script, *arguments]), timeout)
+
+
+def usable_ds_configs(folder):
+    """The files of ds_configs/; that for NVMe with its path in ``folder``, and only where the library it needs is."""
+    paths = sorted((REPOSITORY / "ds_configs").glob("*.json"))
+    nvme = REPOSITORY / "ds_configs/zero3_nvme_bf16.json"
+    paths.remove(nvme)
+    if "libaio" in subprocess.run(["ldconfig", "-p"], capture_output=True, text=True).stdout:
+        config = read_json(nvme)
+        config["zero_optimization"]["offload_optimizer"]["nvme_path"] = str(folder)
+        write_json(folder / "nvme.json", config)
+        paths.append(folder / "nvme.json")
+    return paths
