@@ -13,6 +13,7 @@ Before that, without code-switching, both must have the same losses.
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,7 @@ class Sides:
         folder = self._scratch / name
         _deepspeed(environment, "launchers/pretrain.py", *self._words, f"run_dir={folder}", *changes)
         records = Series(folder / "metrics.jsonl").records()
+        shutil.rmtree(folder)  # it ends with a checkpoint and the model
         seconds = [record["step_ms"] / 1000 for record in records]
         return {"seconds": seconds[SKIPPED_STEPS:], "losses": [record["loss"] for record in records]}
 
