@@ -8,26 +8,41 @@ from launching import run_alone
 
 from prealign_ds.files import read_json
 from tools import bench
-from tools.benchmarks import fetch, tokenization
+from tools.benchmarks import fetch, growth, tokenization
 from tools.benchmarks.alignment import HIDDEN, _ranks, peak_bytes
 
 CPU = torch.device("cpu")
 
 
 def test_fetch(tmp_path, monkeypatch):
-    for name, value in {"TEXT_CHARACTERS": 400_000, "VOCABULARY": 2_000, "BLOCK": 20}.items():
+    for name, value in {"TEXT_CHARACTERS": 400_000, "VOCABULARY": 2_000, "BLOCK": 20, "MICRO_BATCHES": 10}.items():
         monkeypatch.setattr(fetch, name, value)
-    found = fetch.measure_fetch(tmp_path, 1)
+    stream = fetch.build_stream(tmp_path)
+    found = fetch.measure_fetch(stream, tmp_path / "text", 1)
     speeds = {name: spread["median"] for name, spread in found.items()}
     ratio = speeds.pop("fetch_vs_megatron")
     assert ratio == pytest.approx(speeds["megatron_tokens_per_s"] / speeds["fetch_tokens_per_s"])
     assert min(speeds.values()) > 1000
     assert all(set(spread) == {"min", "median", "max"} for spread in found.values())
+    assert fetch.measure_wait(stream, 1)["loader_wait_share"]["max"] < 0.2
+
+
+def test_growth(tmp_path, monkeypatch):
+    monkeypatch.setattr(fetch, "TEXT_CHARACTERS", 400_000)
+    monkeypatch.setattr(fetch, "VOCABULARY", 2_000)
+    for name, value in {"TOKENS_READ": 50_000, "TEXT_MEGABYTES": (0.2, 0.4), "TABLE_WORDS": (1_000, 3_000)}.items():
+        monkeypatch.setattr(growth, name, value)
+    found = growth.measure_fetch_growth(tmp_path, 1) | growth.measure_table_growth(1)
+    for costs in found.values():
+        assert len(costs["sizes"]) == len(costs["cost"]) and min(costs["cost"]) > 0
+    assert found["fetch_by_corpus_tokens"]["sizes"][2] == 64 * found["fetch_by_corpus_tokens"]["sizes"][0]
+    assert abs(found["fetch_by_corpus_tokens"]["exponent"]) < 0.3 < found["fetch_by_sequence_length"]["exponent"]
+    assert found["table_by_pairs"]["exponent"] > 0.3
 
 
 def test_a_large_index_is_not_read_when_it_is_opened(tmp_path):
     found = fetch.measure_index(tmp_path, 1)
-    assert (tmp_path / "large.bin").stat().st_size == 2_000_000_000
+    assert (tmp_path / "large1000000.bin").stat().st_size == 2_000_000_000
     assert found["index_rss_mb"]["max"] < 20 and found["index_open_s"]["max"] < 2
 
 
