@@ -16,6 +16,7 @@ FLOORS = [
     ("stream",),
     ("evaluation",),
     ("training",),
+    ("reproduction",),
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 MODULES = sorted((REPOSITORY / "prealign_ds").rglob("*.py"))
