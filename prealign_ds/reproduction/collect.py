@@ -151,9 +151,8 @@ class RunResults:
             "is_finished": self.is_finished,
             "seed": settings.seed,
             "lm_tokens": settings.lm_tokens,
-            "text_tokens": {c.name: round(settings.lm_tokens * c.weight / total) for c in settings.data.corpora},
+            "text_tokens": {c.language: round(settings.lm_tokens * c.weight / total) for c in settings.data.corpora},
             "align_tokens": round(share * settings.lm_tokens),
-            "deepspeed": str(settings.deepspeed),
         }
 
 
@@ -220,7 +219,7 @@ def _settings(name: str, preset: Preset, output: Path, runs: dict[str, dict[str,
         "paper_size": preset.paper_size,
         "left_out": left_out,
         "recipes": {
-            experiment: {"recipe": str(e.recipe), "overrides": e.overrides, "evaluate": e.evaluate}
+            experiment: e.model_dump(mode="json", exclude={"needs"}) | {"resolved": _resolved(runs[experiment])}
             for experiment, e in preset.experiments.items()
         },
         "runs": {
@@ -230,6 +229,12 @@ def _settings(name: str, preset: Preset, output: Path, runs: dict[str, dict[str,
         "machine": {"system": platform.platform(), "processor": _processor()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
     }
+
+
+def _resolved(runs: dict[str, RunResults]) -> dict[str, Any] | None:
+    """Every setting of PreAlign's run, or of another one as long as that has not begun."""
+    run = runs.get("prealign", next(iter(runs.values()), None))
+    return run.settings.model_dump(mode="json") if run else None
 
 
 def _processor() -> str:

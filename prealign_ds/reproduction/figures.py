@@ -121,9 +121,9 @@ def _seen_words(found: Mapping[str, Any]) -> Figure:
             cells = [(_BETAS[slug], groups.get(language, {}).get(group)) for slug, groups in found.items()]
             points = [(beta, value) for beta, value in cells if value is not None]
             panel.plot([x for x, _ in points], [y for _, y in points], style, label=f"{group} words")
-        panel.set(title=language, xlabel="aligned share of W, %", ylabel="perplexity", yscale="log")
+        panel.set(title=language, xlabel="aligned share of W, %", ylabel="perplexity")
+        panel.set_ylim(bottom=0)
         panel.xaxis.set_major_locator(FixedLocator(list(_BETAS.values())))
-        panel.yaxis.set_major_formatter(FuncFormatter(lambda value, place: f"{value:g}"))
         panel.legend(fontsize="small")
     return figure
 
