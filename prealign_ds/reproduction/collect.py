@@ -15,8 +15,9 @@ from prealign_ds.config import RunSettings
 from prealign_ds.evaluation.knowledge import KnowledgeResults, over_periods
 from prealign_ds.files import numbered_lines, read_json
 from prealign_ds.recipe import load_settings
+from prealign_ds.reproduction.jobs import baseline_file
 from prealign_ds.reproduction.paper import paper_results
-from prealign_ds.reproduction.preset import Preset, run_folder
+from prealign_ds.reproduction.preset import BASELINE, Experiment, Preset, run_folder
 from prealign_ds.reproduction.runner import times
 from prealign_ds.reproduction.systems import SYSTEMS
 
@@ -128,11 +129,7 @@ class RunResults:
 
     def by_word(self) -> dict[str, Any]:
         """Figure 5: perplexity of words that the alignment stage saw, and of others, by language."""
-        return {
-            language: {name: group["perplexity"] for name, group in groups.items()}
-            for language, groups in self.evaluation.get("by_word", {}).items()
-            if groups
-        }
+        return _by_word(self.evaluation)
 
     def perplexities(self) -> dict[str, list[list[float]]]:
         """Tokens and perplexity during training, by language."""
@@ -154,6 +151,14 @@ class RunResults:
             "text_tokens": {c.language: round(settings.lm_tokens * c.weight / total) for c in settings.data.corpora},
             "align_tokens": round(share * settings.lm_tokens),
         }
+
+
+def _by_word(evaluation: dict[str, Any]) -> dict[str, Any]:
+    return {
+        language: {name: group["perplexity"] for name, group in groups.items()}
+        for language, groups in evaluation.get("by_word", {}).items()
+        if groups
+    }
 
 
 def _percent(found: dict[str, Any]) -> dict[str, Any]:
@@ -179,10 +184,23 @@ def collect(name: str, preset: Preset, output: Path) -> dict[str, Any]:
         series = {slug: run.similarity(layers) for slug, run in shown["figure4"].items()}
         results[figure] = {slug: points for slug, points in series.items() if points}
     results["figure5"] = {slug: found for slug, run in shown["figure5"].items() if (found := run.by_word())}
-    results["perplexity_ratio"] = _ratios(clone.get("joint"), clone.get("prealign"))
+    results["figure5_joint"] = _baselines(preset.en_clone, output, clone)
+    results["perplexity_ratio"] = _ratios(clone.get(BASELINE), clone.get("prealign"))
     results["paper"] = paper_results(preset.paper_size)
     results["settings"] = _settings(name, preset, output, runs)
     return results
+
+
+def _baselines(experiment: Experiment, output: Path, runs: dict[str, RunResults]) -> dict[str, Any]:
+    """Joint Training on the groups of words of each system of Figure 5."""
+    joint = runs.get(BASELINE)
+    if joint is None:
+        return {}
+    folders = {slug: run_folder(output, "en_clone", slug) for slug in experiment.partly_aligned()}
+    files = {slug: baseline_file(experiment, folder, joint.settings) for slug, folder in folders.items()}
+    found = {slug: _by_word(read_json(file)) for slug, file in files.items() if file.is_file()}
+    found["prealign"] = joint.by_word()  # PreAlign aligned the whole table, with which Joint Training was measured too
+    return {slug: groups for slug, groups in found.items() if groups}
 
 
 def _runs_of(output: Path, experiment: str, slugs: Sequence[str]) -> dict[str, RunResults]:

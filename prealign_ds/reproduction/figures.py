@@ -25,7 +25,7 @@ def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
     drawn = {
         "figure3": _knowledge(results["figure3"]) if results["figure3"] else None,
         "figure4": _similarity(results, starts) if results["figure4"] else None,
-        "figure5": _seen_words(results["figure5"]) if results["figure5"] else None,
+        "figure5": _seen_words(results["figure5"], results["figure5_joint"]) if results["figure5"] else None,
         "perplexity_ratio": _ratio(results["perplexity_ratio"], starts) if results["perplexity_ratio"] else None,
     }
     return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
@@ -112,16 +112,17 @@ def _similarity(results: Mapping[str, Any], align_tokens: int) -> Figure:
     return figure
 
 
-def _seen_words(found: Mapping[str, Any]) -> Figure:
-    """Perplexity on seen and on unseen words over the share of W that was aligned."""
+def _seen_words(found: Mapping[str, Any], joint: Mapping[str, Any]) -> Figure:
+    """Perplexity on seen and on unseen words over the share of W that was aligned, and Joint Training's on the same."""
     languages = list(dict.fromkeys(language for groups in found.values() for language in groups))
-    figure, axes = _panels(len(languages))
-    for panel, language in zip(axes[0], languages, strict=True):
-        for group, style in (("seen", "o-"), ("unseen", "s--")):
-            cells = [(_BETAS[slug], groups.get(language, {}).get(group)) for slug, groups in found.items()]
-            points = [(beta, value) for beta, value in cells if value is not None]
-            panel.plot([x for x, _ in points], [y for _, y in points], style, label=f"{group} words")
-        panel.set(title=language, xlabel="aligned share of W, %", ylabel="perplexity")
+    figure, axes = _panels(2 * len(languages))
+    panels = [(language, group) for language in languages for group in ("seen", "unseen")]
+    for panel, (language, group) in zip(axes[0], panels, strict=True):
+        for title, slug, system in (("Joint Training", "joint", joint), ("PreAlign", "prealign", found)):
+            cells = [(_BETAS[slug], groups.get(language, {}).get(group)) for slug, groups in system.items()]
+            points = sorted((beta, value) for beta, value in cells if value is not None)
+            panel.plot([x for x, _ in points], [y for _, y in points], "o-", color=_COLOURS[slug], label=title)
+        panel.set(title=f"{language}: {group} words", xlabel="aligned share of W, %", ylabel="perplexity")
         panel.set_ylim(bottom=0)
         panel.xaxis.set_major_locator(FixedLocator(list(_BETAS.values())))
         panel.legend(fontsize="small")

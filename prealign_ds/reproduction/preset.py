@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,8 @@ from prealign_ds.training.plan import plan_stages
 
 MEASURES = ("classification", "leakage")
 """Names of launchers/evaluate.py that only some systems are measured on."""
+BASELINE = "joint"
+"""Slug of Joint Training, which the others are compared with."""
 PRESETS = Path("launchers/presets")
 
 
@@ -57,14 +60,21 @@ class Experiment(Settings):
         """What is put behind the recipe for a system, but for the run folder."""
         return [*self.overrides, *SYSTEMS[slug].overrides(load_settings(self.recipe, self.overrides))]
 
-    def evaluate_overrides(self, slug: str) -> list[str]:
-        """What is put behind launchers/evaluate.py for a system: nothing that it is not measured on."""
-        others = tuple(f"evaluation.{name}" for name in MEASURES if name not in SYSTEMS[slug].measures)
+    def evaluate_overrides(self, measures: Sequence[str]) -> list[str]:
+        """What is put behind launchers/evaluate.py for a model that is measured on some of :data:`MEASURES`."""
+        others = tuple(f"evaluation.{name}" for name in MEASURES if name not in measures)
         return [word for word in self.evaluate if not word.startswith(others)]
+
+    def partly_aligned(self) -> list[str]:
+        """The systems that align a part of W, where Joint Training is there to be compared with them."""
+        partly = [slug for slug in self.systems if any(c.startswith("table.top_share") for c in SYSTEMS[slug].changes)]
+        return partly if BASELINE in self.systems else []
 
     def measured(self, slug: str) -> list[str]:
         """The names of launchers/evaluate.py that a system's model is measured on."""
-        settings = load_settings(self.recipe, [*self.run_overrides(slug), *self.evaluate_overrides(slug)])
+        settings = load_settings(
+            self.recipe, [*self.run_overrides(slug), *self.evaluate_overrides(SYSTEMS[slug].measures)]
+        )
         wanted = [name for name in SYSTEMS[slug].measures if getattr(settings.evaluation, name) is not None]
         return ["perplexity", *wanted]
 
@@ -142,7 +152,9 @@ def check(preset: Preset, output: Path, more: list[str]) -> None:
             where = f"{name}, {slug}"
             overrides = [*experiment.run_overrides(slug), *more, f"run_dir={run_folder(output, name, slug)}"]
             settings = load_settings(experiment.recipe, overrides)
-            measured = load_settings(experiment.recipe, [*overrides, *experiment.evaluate_overrides(slug)])
+            measured = load_settings(
+                experiment.recipe, [*overrides, *experiment.evaluate_overrides(SYSTEMS[slug].measures)]
+            )
             plan_stages(settings, preset.nodes * preset.ranks)
             _check_languages(where, measured)
             if preset.launch == "local":

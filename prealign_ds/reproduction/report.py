@@ -19,7 +19,7 @@ from prealign_ds.reproduction.systems import SYSTEMS
 
 _CLONE = ("en", "clone")
 _NAMES = {"ppl": "perplexity", "zs_clt": "ZS-CLT, %", "clka": "CLKA, %", "leakage": "leaking texts, %"}
-_MEASURES = {"ppl": ("clone",), "zs_clt": ("clone",), "clka": ("clone",)}
+_MEASURES: dict[str, tuple[str, ...]] = {"ppl": ("clone",), "zs_clt": ("clone",), "clka": ("clone",)}
 _TABLES: dict[str, tuple[str, list[dict[str, tuple[str, ...]]]]] = {
     "table1": (
         "Table 1: systems on English and En-Clone",
@@ -48,7 +48,7 @@ _FIGURES = {
     ),
     "figure5": (
         "Figure 5: target-language words that the alignment stage saw, and others",
-        "In the paper perplexity falls on both. The two groups differ from one share to the next.",
+        "In the paper perplexity falls on both. The groups differ from one share to the next: compare the two systems.",
     ),
     "perplexity_ratio": (
         "Perplexity of PreAlign over that of Joint Training, after as many LM tokens",

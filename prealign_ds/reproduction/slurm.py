@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from prealign_ds.files import atomic_write
-from prealign_ds.reproduction.jobs import evaluate_words, pretrain_words
+from prealign_ds.reproduction.jobs import baseline_words, evaluate_words, pretrain_words
 from prealign_ds.reproduction.preset import Preset, made_by, run_folder
 
 TEMPLATE = Path("launchers/slurm/reproduce.sbatch")
@@ -33,6 +33,11 @@ def write_jobs(preset: Preset, output: Path) -> list[str]:
         "train": [pretrain_words(e, run_folder(output, name, slug), slug) for name, e, slug in runs],
         "evaluate": [evaluate_words(e, run_folder(output, name, slug), slug) for name, e, slug in runs],
     }
+    lists["evaluate"] += [
+        baseline_words(e, run_folder(output, name, slug))
+        for name, e in experiments.items()
+        for slug in e.partly_aligned()
+    ]
     for kind, tasks in lists.items():
         _write(folder / f"{kind}.txt", [_task(words) for words in tasks])
         _write(folder / f"{kind}.sbatch", [_filled(preset.nodes, len(tasks), folder / f"{kind}.txt", kind)])
@@ -42,7 +47,7 @@ def write_jobs(preset: Preset, output: Path) -> list[str]:
     return [
         f"bash {folder}/prepare.sh",
         f"job=$(sbatch --parsable {folder}/train.sbatch)",
-        f"sbatch --dependency=aftercorr:$job {folder}/evaluate.sbatch",
+        f"sbatch --dependency=afterany:$job {folder}/evaluate.sbatch",
     ]
 
 

@@ -86,4 +86,6 @@ def fill(output, recipe):
         write_run(output, recipe, slug, records, evaluation)
     records = [{"tokens": t, "perplexity": {"clone": p}} for t, p in ((1000, 80.0), (2000, 70.0), (3000, 75.0))]
     write_run(output, recipe, "only_tgt", records)
-    write_run(output, recipe, "prealign_beta25", [records[0]], finished=False)
+    beta = write_run(output, recipe, "prealign_beta25", [records[0]], finished=False)
+    by_word = {"clone": {"seen": {"perplexity": 160.0}, "unseen": {"perplexity": 310.0}}}
+    write_json(beta / "evaluation-pretrain-step-00000020.json", {"by_word": by_word})

@@ -44,6 +44,10 @@ def test_figures_are_series_over_tokens(results):
     assert results["figure4"] == {slug: [[1000, pytest.approx(0.2)]] for slug in ("joint", "prealign")}
     assert results["figure4_embeddings"] == {slug: [[1000, 0.1]] for slug in ("joint", "prealign")}
     assert results["figure5"] == {"prealign": {"clone": {"seen": 150.0, "unseen": 300.0}}}
+    assert results["figure5_joint"] == {
+        "prealign_beta25": {"clone": {"seen": 160.0, "unseen": 310.0}},
+        "prealign": {"clone": {"seen": 150.0, "unseen": 300.0}},
+    }
     assert results["perplexity_ratio"] == {
         "en": [[1000, pytest.approx(1.0)], [2000, pytest.approx(1.0)]],
         "clone": [[1000, pytest.approx(0.5)], [2000, pytest.approx(0.5)]],

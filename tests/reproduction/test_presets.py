@@ -74,6 +74,11 @@ def test_jobs_prepare_once_then_train_and_measure_each_system(tmp_path, monkeypa
     assert measure.words[:6] == "deepspeed launchers/evaluate.py --only perplexity classification --model".split()
     assert measure.keys == ("perplexity", "classification") and measure.words[-1] == "deepspeed=x.json"
     assert not any("leakage" in word for word in measure.words)
+    baseline = jobs[names.index("baseline en_clone prealign_beta50")]
+    beta, joint = (tmp_path / "runs/en_clone" / slug for slug in ("prealign_beta50", "joint"))
+    checkpoint = f"{joint}/checkpoints/pretrain/step-00000430"
+    assert baseline.words[1:7] == ["launchers/evaluate.py", "--only", "perplexity", "--model", checkpoint, str(beta)]
+    assert baseline.makes == beta / "evaluation-pretrain-step-00000430.json"
     train = jobs[names.index("train real joint")]
     assert train.makes == tmp_path / "runs/real/joint/model" and f"run_dir={train.makes.parent}" in train.words
 
@@ -144,11 +149,11 @@ def test_a_cluster_gets_job_arrays(tmp_path, monkeypatch):
     assert commands == [
         f"bash {folder}/prepare.sh",
         f"job=$(sbatch --parsable {folder}/train.sbatch)",
-        f"sbatch --dependency=aftercorr:$job {folder}/evaluate.sbatch",
+        f"sbatch --dependency=afterany:$job {folder}/evaluate.sbatch",
     ]
-    for kind in ("train", "evaluate"):
+    for kind, tasks in (("train", 13), ("evaluate", 16)):
         text = (folder / f"{kind}.sbatch").read_text()
-        assert "#SBATCH --array=1-13\n" in text and "#SBATCH --nodes=4\n" in text
+        assert f"#SBATCH --array=1-{tasks}\n" in text and "#SBATCH --nodes=4\n" in text
     done = subprocess.run(["bash", folder / "train.sbatch", "--dry-run"], capture_output=True, text=True, check=True)
     lines = [line for line in done.stdout.splitlines() if line.startswith("+ srun")]
     assert len(lines) == 13 and all(line.endswith("world_size=32") and "--nodes=4" in line for line in lines)
