@@ -1,6 +1,7 @@
 """Every shipped preset and system parses and is checked before anything runs; the jobs they become."""
 
 import json
+import shlex
 import subprocess
 
 import pytest
@@ -56,6 +57,13 @@ def test_systems_of_one_language_read_it_alone(monkeypatch):
     assert found["prealign_vanilla_cs"].codeswitch.mode == "vanilla" and found["perfect"].model.perfect_alignment
     assert [found[f"prealign_beta{share}"].table.top_share for share in (25, 50, 75)] == [0.25, 0.5, 0.75]
     assert len({settings.lm_tokens for settings in found.values()}) == 1
+
+
+def test_a_page_and_its_translations_are_on_one_side(monkeypatch):
+    """The split of a page depends on its name, the seed and the shares."""
+    commands = [shlex.split(command) for command in shipped("micro", monkeypatch).real.prepare if "fetch" in command]
+    splits = {tuple(words[words.index(option) + 1] for option in ("--splits", "--seed")) for words in commands}
+    assert len(commands) == 5 and len(splits) == 1
 
 
 def test_one_language_needs_en_clone(monkeypatch):
