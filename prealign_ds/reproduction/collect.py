@@ -117,12 +117,17 @@ class RunResults:
             for direction, kinds in over_periods([result for _, result in periods]).items()
         }
 
-    def similarity(self, layers: slice) -> list[list[float]]:
-        """Figure 4: tokens, and the mean cosine of aligned words over all languages and some layers."""
+    def similarity(self, kind: str, layers: slice) -> list[list[float]]:
+        """Figure 4: tokens, and the mean cosine over all languages and some layers.
+
+        Args:
+            kind: ``cosine`` of aligned words, or ``random`` for that of other pairs.
+            layers: Which of the layers 0 .. L+1.
+        """
         series = []
         for record in self.records:
             splits = [found["held_in"] for found in record.get("similarity", {}).values() if found["held_in"]]
-            cosines = [value for split in splits for value in split["cosine"][layers]]
+            cosines = [value for split in splits for value in split[kind][layers]]
             if cosines:
                 series.append([record["tokens"], sum(cosines) / len(cosines)])
         return series
@@ -181,8 +186,9 @@ def collect(name: str, preset: Preset, output: Path) -> dict[str, Any]:
     shown = {figure: {x: clone[x] for x in slugs if x in clone} for figure, slugs in FIGURES.items()}
     results["figure3"] = {slug: found for slug, run in shown["figure3"].items() if (found := run.by_frequency())}
     for figure, layers in (("figure4", slice(None)), ("figure4_embeddings", slice(1))):
-        series = {slug: run.similarity(layers) for slug, run in shown["figure4"].items()}
-        results[figure] = {slug: points for slug, points in series.items() if points}
+        for key, kind in ((figure, "cosine"), (f"{figure}_random", "random")):
+            series = {slug: run.similarity(kind, layers) for slug, run in shown["figure4"].items()}
+            results[key] = {slug: points for slug, points in series.items() if points}
     results["figure5"] = {slug: found for slug, run in shown["figure5"].items() if (found := run.by_word())}
     results["figure5_joint"] = _baselines(preset.en_clone, output, clone)
     results["perplexity_ratio"] = _ratios(clone.get(BASELINE), clone.get("prealign"))

@@ -107,7 +107,9 @@ def _similarity(results: Mapping[str, Any], align_tokens: int) -> Figure:
         axes[0], ("figure4", "figure4_embeddings"), ("mean over all layers", "input embeddings"), strict=True
     ):
         _over_tokens(panel, results[key], align_tokens)
-        panel.set(title=title, ylabel="cosine of aligned words", ylim=(-0.05, 1.05))
+        for slug, points in results[f"{key}_random"].items():
+            panel.plot([x for x, _ in points], [y for _, y in points], "--", color=_COLOURS[slug], linewidth=0.9)
+        panel.set(title=title, ylabel="cosine of aligned words", ylim=(-0.15, 1.05))
     axes[0][0].legend(fontsize="small")
     return figure
 

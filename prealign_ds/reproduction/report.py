@@ -44,7 +44,8 @@ _FIGURES = {
     ),
     "figure4": (
         "Figure 4: similarity of aligned words during training",
-        "In the paper it is near 1 after stage 1, dips early in pretraining, and stays far above Joint Training.",
+        "In the paper it is near 1 after stage 1, dips early in pretraining, and stays far above Joint Training. "
+        "Dashed: pairs of other words; where the two lines meet, a high cosine says nothing.",
     ),
     "figure5": (
         "Figure 5: target-language words that the alignment stage saw, and others",

@@ -56,7 +56,7 @@ def period(right, number=4):
 
 def similarity(*cosines):
     """What the similarity of a held-in sample looks like, layer by layer."""
-    return {"clone": {"held_in": {"cosine": list(cosines), "random": [0.0] * len(cosines)}, "held_out": None}}
+    return {"clone": {"held_in": {"cosine": list(cosines), "random": [-x for x in cosines]}, "held_out": None}}
 
 
 def fill(output, recipe):

@@ -42,6 +42,7 @@ def test_tables_hold_what_finished_runs_found(results):
 
 def test_figures_are_series_over_tokens(results):
     assert results["figure4"] == {slug: [[1000, pytest.approx(0.2)]] for slug in ("joint", "prealign")}
+    assert results["figure4_random"] == {slug: [[1000, pytest.approx(-0.2)]] for slug in ("joint", "prealign")}
     assert results["figure4_embeddings"] == {slug: [[1000, 0.1]] for slug in ("joint", "prealign")}
     assert results["figure5"] == {"prealign": {"clone": {"seen": 150.0, "unseen": 300.0}}}
     assert results["figure5_joint"] == {
