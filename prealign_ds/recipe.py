@@ -32,14 +32,23 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSe
     Raises:
         ValueError: With every problem of the file and the overrides, each on a line of its own.
     """
+    return parse_settings(RunSettings, read_yaml(path), overrides or [], str(path))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """The keys and values of a YAML file, in which only ``true`` and ``false`` are truth values.
+
+    Raises:
+        ValueError: If it is not YAML, or no mapping.
+    """
     path = Path(path)
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: not valid YAML: {error}") from error
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: a recipe is a mapping of keys to values; found {type(values).__name__}")
-    return parse_settings(RunSettings, values, overrides or [], str(path))
+        raise ValueError(f"{path}: a mapping of keys to values is expected; found {type(values).__name__}")
+    return values
 
 
 def parse_settings(kind: type[_Kind], values: dict[str, Any], overrides: list[str], name: str) -> _Kind:

@@ -95,5 +95,5 @@ def test_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"bad.yaml: not valid YAML"):
         load_settings(path)
     path.write_text("- 1")
-    with pytest.raises(ValueError, match="a recipe is a mapping"):
+    with pytest.raises(ValueError, match="a mapping of keys to values"):
         load_settings(path)

@@ -9,7 +9,6 @@ Every step is a command that is printed before it runs and can be run by hand. W
 
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -60,18 +59,6 @@ def prepare(data: Path, corpus: str) -> float:
     return seconds
 
 
-def hardware() -> tuple[list[str], list[str]]:
-    """Launcher words and overrides for this machine: a GPU where there is one, else bf16 where the CPU has it."""
-    import torch
-
-    if torch.cuda.is_available():
-        config = "zero1_bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "zero1_fp16"
-        return ["--num_gpus", "1"], [f"deepspeed=ds_configs/{config}.json"]
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    bf16 = "amx_bf16" in flags or "avx512_bf16" in flags
-    return ["--num_gpus", "1"], [f"deepspeed=ds_configs/{'cpu' if bf16 else 'cpu_fp32'}.json"]
-
-
 def estimate(overrides: list[str]) -> float:
     """Minutes that both runs will take on this CPU, from three steps of the model on random tokens."""
     import torch
@@ -103,6 +90,8 @@ def estimate(overrides: list[str]) -> float:
 
 def main() -> None:
     """Prepare, train both systems, compare."""
+    from prealign_ds.reproduction.machine import deepspeed_command, fitting_ds_config
+
     scale = float(os.environ.get("SCALE", "1"))
     corpus = os.environ.get("CORPUS", DEBIAN_CORPUS)
     name = "quickstart" if corpus == DEBIAN_CORPUS else f"quickstart-{Path(corpus).name}"
@@ -110,7 +99,7 @@ def main() -> None:
     record = runs / f"seconds-{scale:g}.json"
     prepared = prepare(data, corpus)
     spent = read_json(record) if record.exists() else {"prepare": prepared}
-    launcher, overrides = hardware()
+    overrides = [fitting_ds_config()]
     overrides += [f"lm_tokens={max(65536, round(FULL_TOKENS * scale))}"]
     overrides += [f"data.tokenizer={data}/tokenizer", f"table.path={data}/table.parquet"]
     overrides += [f"data.{kind}.{place}.path={data}/tokens" for kind in ("corpora", "held_out") for place in (0, 1)]
@@ -122,12 +111,11 @@ def main() -> None:
             flush=True,
         )
     summary: dict = {"perplexity": {}, "tokens": {}, "seconds": spent}
-    deepspeed = shutil.which("deepspeed", path=str(Path(sys.executable).parent)) or "deepspeed"
     for system, choices in SYSTEMS.items():
         folder = folders[system]
         if not (folder / "model").is_dir():
             seconds = command(
-                deepspeed, *launcher, "launchers/pretrain.py", RECIPE, f"run_dir={folder}", *overrides, *choices
+                *deepspeed_command(ranks=1), "launchers/pretrain.py", RECIPE, f"run_dir={folder}", *overrides, *choices
             )
             spent[system] = spent.get(system, 0.0) + seconds
             write_json(record, spent)

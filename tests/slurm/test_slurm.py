@@ -130,14 +130,18 @@ def test_evaluate_repeats_the_perplexity_of_the_run(slurm, data, straight):
 
 def test_a_preempted_task_of_an_array_is_requeued_alone(slurm, data):
     """The number of an array's last task is the array's own: a plain requeue would start all tasks again."""
-    recipe, systems = data / "recipe.yaml", data / "systems"
-    job = submit(slurm, data, "reproduce", recipe, systems, nodes=1, options=["--array=2,4"])
+    systems = data / "systems"
+    changes = {"joint": "stages=[pretrain] codeswitch.mode=off", "joint_cs": "stages=[pretrain]", "prealign": ""}
+    line = f"launchers/pretrain.py {data / 'recipe.yaml'}"
+    tasks = [f"{line} {words} run_dir={systems / slug}\n" for slug, words in changes.items()]
+    (data / "tasks.txt").write_text("".join(tasks))
+    job = submit(slurm, data, "reproduce", data / "tasks.txt", nodes=1, options=["--array=2,3"])
     wait_for_step(slurm, job, systems / "prealign", "align", 10)
-    slurm.run("scancel", "--signal=USR1", f"{job}_4")
-    tasks = {task["ArrayTaskId"]: task for task in slurm.finish(job)}
-    assert [tasks[number]["JobState"] for number in ("2", "4")] == ["COMPLETED"] * 2, [*map(log_of, tasks.values())]
-    assert [tasks[number]["Restarts"] for number in ("2", "4")] == ["0", "1"]
-    assert tasks["4"]["JobId"] == job and f"preempted: job {job}_4 goes back" in log_of(tasks["4"])
+    slurm.run("scancel", "--signal=USR1", f"{job}_3")
+    found = {task["ArrayTaskId"]: task for task in slurm.finish(job)}
+    assert [found[number]["JobState"] for number in ("2", "3")] == ["COMPLETED"] * 2, [*map(log_of, found.values())]
+    assert [found[number]["Restarts"] for number in ("2", "3")] == ["0", "1"]
+    assert found["3"]["JobId"] == job and f"preempted: job {job}_3 goes back" in log_of(found["3"])
     assert {row[0] for row in series(systems / "joint_cs")} == {"pretrain"}
     assert (systems / "prealign/model/model.safetensors").is_file()
 

@@ -10,7 +10,6 @@ from conftest import REPOSITORY
 
 SLURM = REPOSITORY / "launchers/slurm"
 TEMPLATES = sorted(SLURM.glob("*.sbatch"))
-SYSTEMS = "joint joint_cs init_only prealign prealign_vanilla beta25 beta50 beta75 perfect".split()
 
 
 def dry_run(template, *arguments, check=True, **variables):
@@ -111,13 +110,23 @@ def test_the_cluster_file_decides(tmp_path):
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
-def test_reproduce_runs_the_systems_of_the_list(launcher):
-    found = commands(dry_run("reproduce", "recipe.yaml", "out", "seed=2", LAUNCHER=launcher).stdout)
-    assert [words[-2] for words in found] == [f"run_dir=out/{name}" for name in SYSTEMS]
-    assert found[0][-6:-2] == ["recipe.yaml", "stages=[pretrain]", "codeswitch.mode=off", "seed=2"]
-    assert f"#SBATCH --array=1-{len(SYSTEMS)}\n" in (SLURM / "reproduce.sbatch").read_text()
-    (one,) = commands(dry_run("reproduce", "recipe.yaml", "out", SLURM_ARRAY_TASK_ID="6").stdout)
-    assert one[-3:] == ["table.top_share=0.25", "run_dir=out/beta25", "world_size=8"]
+def test_reproduce_runs_the_tasks_of_the_list(tmp_path, launcher):
+    tasks = tmp_path / "tasks.txt"
+    corpora = '[{"name":"clone","clone":true}]'
+    tasks.write_text(
+        f"launchers/pretrain.py recipe.yaml stages=[pretrain] run_dir=out/joint\n# a comment\n"
+        f"launchers/pretrain.py recipe.yaml data.corpora={corpora} run_dir=out/only_tgt\n"
+        "launchers/evaluate.py --only perplexity --model out/joint/model out/joint\n"
+    )
+    found = commands(dry_run("reproduce", tasks, LAUNCHER=launcher).stdout)
+    mark = str(REPOSITORY / "runs/slurm/1.preempted")
+    assert [words[words.index(mark) + 1 :] for words in found] == [
+        ["recipe.yaml", "stages=[pretrain]", "run_dir=out/joint", "world_size=8"],
+        ["recipe.yaml", f"data.corpora={corpora}", "run_dir=out/only_tgt", "world_size=8"],
+        ["--only", "perplexity", "--model", "out/joint/model", "out/joint", "world_size=8"],
+    ]
+    (one,) = commands(dry_run("reproduce", tasks, SLURM_ARRAY_TASK_ID="3").stdout)
+    assert "launchers/evaluate.py" in one
 
 
 @pytest.mark.parametrize("launcher", ["torchrun", "deepspeed"])
@@ -142,8 +151,8 @@ def test_prepare_data_fetches_and_tokenizes(tmp_path, launcher):
     [
         ("pretrain", [], {}, "name a recipe"),
         ("evaluate", [], {}, "name a run"),
-        ("reproduce", ["r.yaml"], {}, "usage: sbatch launchers/slurm/reproduce.sbatch RECIPE.yaml OUTPUT"),
-        ("reproduce", ["r.yaml", "out"], {"SLURM_ARRAY_TASK_ID": "10"}, "has 9 tasks, there is no task 10"),
+        ("reproduce", [], {}, "usage: sbatch --array=1-N launchers/slurm/reproduce.sbatch TASKS"),
+        ("reproduce", ["LICENSE"], {"SLURM_ARRAY_TASK_ID": "1000"}, "tasks, there is no task 1000"),
         ("prepare_data", ["none.txt"], {}, "none.txt: no such list of tasks"),
         ("pretrain", ["r.yaml"], {"LAUNCHER": "mpirun"}, "LAUNCHER=mpirun; give torchrun or deepspeed"),
         ("pretrain", ["r.yaml"], {"RANKS_PER_NODE": "all"}, "RANKS_PER_NODE=all; give a number"),
