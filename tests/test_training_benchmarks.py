@@ -30,7 +30,7 @@ def test_step(tmp_path, monkeypatch):
     found = step.measure_step(tmp_path, 2, TINY)
     assert all(spread.keys() == SPREAD for spread in (found["step_vs_bare"], *found["codeswitch_cost"].values()))
     assert found["codeswitch_cost"].keys() == found["step_tokens_per_s"].keys() == {"small", "large"}
-    assert found["data_wait_share"].keys() == {"0_workers", "2_workers"}
+    assert found["data_wait_share"].keys() == {"1_workers", "2_workers"}
     assert all(0 < share["median"] < 1 for share in found["data_wait_share"].values())
     growth = found["growth"]["step"]
     parameters = [896 * 32 + 32 * 32 + layers * (12 * 32**2 + 13 * 32) + 2 * 32 for layers in (1, 3)]

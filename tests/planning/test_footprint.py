@@ -88,7 +88,7 @@ def test_zero3_keeps_a_small_model_gathered():
 def test_parameters_are_counted_exactly(recipe):
     settings = load_settings(recipe)
     data = look_at_data(settings, 64_000)
-    assert data.vocabulary == 128_000
+    assert data.vocabulary == 64_000 * (2 if settings.has_clone else 1)
     layers, width, length = settings.model.num_layers, settings.model.hidden_size, settings.data.sequence_length
     blocks = layers * (12 * width**2 + 13 * width) + 2 * width
     model = empty_model(settings.model, length, data.vocabulary)
@@ -133,7 +133,7 @@ def test_words_cost_their_rows_and_a_second_set_of_gradients():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_fits_sensible_hardware(recipe):
     settings = load_settings(recipe)
-    machine = Machine(gpu_named("H100"), 1, 1 if recipe.stem == "quickstart" else 8)
+    machine = Machine(gpu_named("H100"), 1, 1 if recipe.stem.startswith(("quickstart", "micro", "small")) else 8)
     memories = stage_memories(settings, machine, look_at_data(settings))
     assert [memory.plan.name for memory in memories] == ["align", "pretrain"]
     assert obstacles(settings, machine, memories) == []

@@ -150,7 +150,7 @@ def _worker(folder: Path) -> None:
     if shares:
         found["mfu"] = spread(shares)
     if task["all"]:
-        shares_of = {f"{n}_workers": start(f"{n}_workers", f"data.num_workers={n}") for n in (0, 2)}
+        shares_of = {f"{n}_workers": start(f"{n}_workers", f"data.num_workers={n}") for n in (1, 2)}
         found["data_wait_share"] = {name: _data_wait_share(steps) for name, steps in shares_of.items()}
     write_json(folder / "found.json", found)
 

@@ -129,7 +129,6 @@ class Sides:
             "weight_decay": numbers.weight_decay,
             "max_grad_norm": numbers.gradient_clipping,
             "train_sampling_strategy": "sequential",
-            "dataloader_num_workers": self._settings.data.num_workers,
             "remove_unused_columns": False,
             "logging_steps": 1,
             "save_strategy": "no",
