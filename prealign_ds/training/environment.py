@@ -6,7 +6,9 @@ import ctypes
 import fcntl
 import logging
 import os
+import shutil
 import socket
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,7 @@ def join_world(expected: int | None = None) -> World:
     else:
         accelerator.set_device(local_rank)
     if not dist.is_initialized():
+        use_own_ninja()
         clear_abandoned_builds(Path(os.environ.get("TORCH_EXTENSIONS_DIR") or get_default_build_root()))
         deepspeed.init_distributed(auto_mpi_discovery=False, verbose=False)
         if accelerator.device_name() == "cpu":
@@ -101,6 +104,17 @@ def join_world(expected: int | None = None) -> World:
     control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     device = torch.device(accelerator.device_name(local_rank))
     return World(dist.get_rank(), dist.get_world_size(), device, control)
+
+
+def use_own_ninja() -> None:
+    """Put the ninja that is installed beside this Python before any other of the machine.
+
+    PyTorch takes the first on the PATH, which holds this environment in some starts and not in others. Two versions of
+    ninja do not know each other's records: at every change all of DeepSpeed's operators would be compiled again.
+    """
+    folder = Path(sys.executable).parent
+    if (folder / "ninja").is_file() and shutil.which("ninja") != str(folder / "ninja"):
+        os.environ["PATH"] = f"{folder}{os.pathsep}{os.environ.get('PATH', '')}"
 
 
 def clear_abandoned_builds(root: Path) -> None:

@@ -1,8 +1,9 @@
 """Locks that killed compilations leave behind."""
 
 import os
+import shutil
 
-from prealign_ds.training.environment import clear_abandoned_builds
+from prealign_ds.training.environment import clear_abandoned_builds, use_own_ninja
 
 
 def test_abandoned_builds_are_cleared_but_not_while_others_may_compile(tmp_path):
@@ -19,3 +20,19 @@ def test_abandoned_builds_are_cleared_but_not_while_others_may_compile(tmp_path)
             os.close(int(descriptor))  # as the end of a process does, however it ends
     clear_abandoned_builds(tmp_path)
     assert not lock.exists()
+
+
+def test_the_ninja_beside_python_comes_first(tmp_path, monkeypatch):
+    for folder in ("own", "other"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "ninja").touch(0o755)
+    monkeypatch.setattr("sys.executable", str(tmp_path / "own" / "python"))
+    for path in ("other", "own"):
+        monkeypatch.setenv("PATH", f"{tmp_path / path}:/usr/bin")
+        use_own_ninja()
+        assert shutil.which("ninja") == str(tmp_path / "own" / "ninja")
+        assert os.environ["PATH"].endswith(f"{tmp_path / path}:/usr/bin")
+    (tmp_path / "own" / "ninja").unlink()
+    monkeypatch.setenv("PATH", f"{tmp_path / 'other'}")
+    use_own_ninja()
+    assert shutil.which("ninja") == str(tmp_path / "other" / "ninja")
