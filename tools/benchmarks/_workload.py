@@ -113,6 +113,14 @@ class StageSteps:
         """Take a step."""
         next(self._steps)
 
+    def learn_words(self, steps: int) -> None:
+        """Read the samples of the next ``steps`` steps, so that their words are known, as they are in a long run.
+
+        The switcher encodes the translations of a word when it first meets it.
+        """
+        for sample in range(self.loop.sample, self.loop.sample + steps * self.loop.plan.batch_samples):
+            self.loop.stream[sample]
+
     def series(self, key: str) -> list[float]:
         """``key`` of each step so far, on rank 0."""
         return [record[key] for record in Series(self.loop.run.dir / "metrics.jsonl").records()]

@@ -73,10 +73,10 @@ def sizes() -> list[Size]:
 def measure_step(scratch: Path, repeats: int, changes: list[str]) -> dict[str, Any]:
     """All figures.
 
-    - ``step_vs_bare``: throughput of ours / of the bare loop, at the first size.
+    - ``step_vs_bare``: throughput of ours / of the bare loop, at the first size; here and below, the words are known by
+      then, as they are in a long run.
     - ``codeswitch_cost``: of each size, the share by which a step with code-switching is longer than one without.
-    - ``data_wait_share``: share of a step that waits for data, at the first size, by number of workers; the words are
-      known by then, as they are in a long run.
+    - ``data_wait_share``: share of a step that waits for data, at the first size, by number of workers.
     - ``step_tokens_per_s``; on a GPU ``step_mfu`` and ``step_peak_bytes``: of ours, by size.
     - ``growth``: seconds of a step by parameters.
 
@@ -132,6 +132,7 @@ def _worker(folder: Path) -> None:
         return [side() for _ in range(WARM_STEPS)]
 
     ours = start("ours")
+    ours.learn_words(WARM_STEPS + TURN_STEPS * task["repeats"])
     warm(ours)
     found: dict[str, Any] = {"parameters": num_parameters(ours.loop.module.model)}
     if on_gpu():
@@ -158,8 +159,7 @@ def _worker(folder: Path) -> None:
 def _data_wait_share(ours: StageSteps) -> dict[str, float]:
     """Of each step, alone: another side would give the workers time to read ahead."""
     steps = WARM_STEPS + WAIT_STEPS
-    for sample in range(steps * ours.loop.plan.batch_samples):
-        ours.loop.stream[sample]  # the words become known, before workers copy what is known
+    ours.learn_words(steps)
     for _ in range(steps):
         ours()
     waits, lengths = ours.series("data_wait_ms"), ours.series("step_ms")
