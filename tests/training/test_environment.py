@@ -1,4 +1,4 @@
-"""Locks that killed compilations leave behind."""
+"""The process around a run: which ninja compiles, and locks that killed compilations leave behind."""
 
 import os
 import shutil
