@@ -27,8 +27,9 @@ from prealign_ds.evaluation.leakage import ScriptLeakage
 from prealign_ds.evaluation.similarity import WordSimilarity
 from prealign_ds.files import write_json
 from prealign_ds.model import build_model, model_config
-from prealign_ds.training.engine import engine_config, start_engine
+from prealign_ds.training.engine import engine_config, read_ds_config, start_engine
 from prealign_ds.training.environment import join_world
+from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 
 
@@ -64,8 +65,9 @@ def main():
     found = {"transfer": transfer(tokenizer, new_model(tokenizer), train, test)}
     model = new_model(tokenizer)
     plan = StagePlan("align", 0, 4, 4, 4 // world.size, 1, world.size, 32)
-    config = engine_config(Path(__file__).parent / "zero3_fp32.json", plan, OptimizerSettings(learning_rate=1e-3))
-    engine = start_engine(JointModel(model, 2 * len(tokenizer)), config)
+    ds_config = read_ds_config(Path(__file__).parent / "zero3_fp32.json")
+    config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-3), Kernels())
+    engine = start_engine(JointModel(model, 2 * len(tokenizer)), config, Kernels())
     engine.eval()
     found |= evaluate(tokenizer, lambda task: engine(task=task), model, world.device)
     if world.is_main:

@@ -65,6 +65,7 @@ def measure_zero(scratch: Path, repeats: int, changes: list[str]) -> dict[str, A
     world = min(2, torch.cuda.device_count()) if on_gpu() else 2
     build_data(scratch / "data")
     recipe, own = reference_recipe()
+    own += [] if on_gpu() else ["pretrain.micro_batch_size=16"]  # two ranks share the quickstart's batch
     words = recipe_words(
         scratch / "data", recipe, scratch, [*own, "codeswitch.mode=off", "log.tensorboard=false", *changes]
     )
