@@ -23,8 +23,10 @@ def test_every_recipe_fits_every_ds_config(recipe, config):
         assert found["train_batch_size"] == plan.batch_samples and found["optimizer"]["params"]["lr"] > 0
 
 
-def test_every_ds_config_that_a_cpu_can_run_trains_and_gives_fp32_weights(tmp_path):
-    paths = [path for path in usable_ds_configs(tmp_path) if "fp16" not in path.name]  # a CPU has no fp16 training
+@pytest.mark.parametrize("offload", [False, pytest.param(True, marks=pytest.mark.long)])  # it compiles for minutes
+def test_every_ds_config_that_a_cpu_can_run_trains_and_gives_fp32_weights(tmp_path, offload):
+    usable = [path for path in usable_ds_configs(tmp_path) if "fp16" not in path.name]  # a CPU has no fp16 training
+    paths = [path for path in usable if path.name == "cpu_fp32.json" or ("offload" in str(read_json(path))) == offload]
     launch(2, "tests/distributed/worker_ds_configs.py", tmp_path / "losses.json", *paths, timeout=900)
     results = read_json(tmp_path / "losses.json")
     assert set(results) == set(map(str, paths))
