@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from itertools import cycle, islice
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -17,8 +16,6 @@ from torch import Tensor
 from prealign_ds.alignment.counting import count_words
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import RunSettings
-from prealign_ds.corpus.tokenizer import load_tokenizer, train_tokenizer
-from prealign_ds.corpus.tokens import IndexedDatasetBuilder
 from prealign_ds.recipe import load_settings
 from prealign_ds.stream.loader import MicroBatches, make_loader
 from prealign_ds.training.environment import World
@@ -28,7 +25,7 @@ from prealign_ds.training.plan import plan_stages
 from prealign_ds.training.preemption import StopFlag
 from prealign_ds.training.run import Run
 from prealign_ds.training.watchdog import Watchdog
-from tools.benchmarks.fetch import made_up_pairs, made_up_texts
+from tools.benchmarks.fetch import made_up_pairs, made_up_texts, tokenize_texts
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENTS = 2000
@@ -55,13 +52,7 @@ def reference_recipe() -> tuple[str, list[str]]:
 def build_data(folder: Path) -> None:
     """``folder`` gets tokenizer/, text.bin, text.idx and table.parquet, with translations into four languages."""
     texts = list(islice(made_up_texts(), DOCUMENTS))
-    train_tokenizer(texts, VOCABULARY, folder / "tokenizer")
-    tokenizer = load_tokenizer(folder / "tokenizer")
-    builder = IndexedDatasetBuilder(str(folder / "text.bin"), dtype=np.uint16)
-    for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
-        builder.add_item(torch.tensor([*encoding.ids, tokenizer.eos_token_id]))
-        builder.end_document()
-    builder.finalize(str(folder / "text.idx"))
+    tokenize_texts(texts, VOCABULARY, folder)
     counts = count_words(texts, workers=1)
     AlignmentTable.from_pairs(counts, made_up_pairs(counts), 2).save(folder / "table.parquet")
 

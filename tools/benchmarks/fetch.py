@@ -69,7 +69,7 @@ def build_stream(scratch: Path, text: Path | None = None, sources: Sequence[str]
     """
     documents = made_up_texts() if text is None else (document.text for document in read_file(text))
     texts = list(first_characters(documents, TEXT_CHARACTERS))
-    tokens = _tokenize(texts, scratch)
+    tokens = tokenize_texts(texts, VOCABULARY, scratch)
     counts = count_words(texts, workers=1)
     pairs = made_up_pairs(counts) if not sources else _read_all(sources)
     switcher = CodeSwitcher(AlignmentTable.from_pairs(counts, pairs, 2), load_tokenizer(scratch / "tokenizer"))
@@ -167,8 +167,9 @@ def measure_index(scratch: Path, repeats: int, documents: int = INDEX_DOCUMENTS)
     return {"index_open_s": spread(seconds), "index_rss_mb": spread(megabytes)}
 
 
-def _tokenize(texts: Sequence[str], scratch: Path) -> CorpusTokens:
-    train_tokenizer(texts, VOCABULARY, scratch / "tokenizer")
+def tokenize_texts(texts: Sequence[str], vocabulary: int, scratch: Path) -> CorpusTokens:
+    """Train a tokenizer on texts and write their tokens: ``scratch`` gets tokenizer/, text.bin and text.idx."""
+    train_tokenizer(texts, vocabulary, scratch / "tokenizer")
     tokenizer = load_tokenizer(scratch / "tokenizer")
     builder = IndexedDatasetBuilder(str(scratch / "text.bin"), dtype=np.uint16)
     for encoding in tokenizer.backend_tokenizer.encode_batch(texts):
