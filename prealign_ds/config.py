@@ -70,6 +70,8 @@ class KernelSettings(Settings):
     """AdamW: PyTorch's fused one, DeepSpeed's (FusedAdam; DeepSpeedCPUAdam with offload), or apex's FusedAdam."""
     normalization: Literal["auto", "torch", "apex"] = "auto"
     """Layer norms: PyTorch's, or NVIDIA apex's fused ones."""
+    activation: Literal["auto", "plain", "fused"] = "auto"
+    """GPT-2's GELU: transformers' chain of eight operations (plain), or PyTorch's one."""
     lm_loss: Literal["auto", "plain", "chunked", "liger"] = "auto"
     """plain holds all logits; chunked (PyTorch's linear_cross_entropy) and liger (package liger-kernel) never do."""
     compile: Literal["auto", "off", "blocks"] = "auto"

@@ -12,6 +12,7 @@ until now. --preset also takes the file of a preset of your own; the shipped one
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
@@ -45,7 +46,8 @@ def main() -> None:
             commands = "\n".join(f"  {command}" for command in write_jobs(preset, output))
             print(f"Jobs written. Give these commands, and when all is done this one with --report-only:\n{commands}")
             return
-        run_jobs(all_jobs(preset, output, deepspeed_command(preset.ranks), more), output)
+        launcher = partial(deepspeed_command, preset.ranks)
+        run_jobs(all_jobs(preset, output, launcher, more), output, preset.at_once)
     write_report(arguments.preset, preset, output)
     print(f"{output}/results.json and {output}/report.html written")
 

@@ -27,6 +27,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from prealign_ds.alignment.batches import WordBatch
 from prealign_ds.alignment.representations import word_representations
 from prealign_ds.model import lm_loss_sum
+from prealign_ds.training.kernels import Kernels
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class MicroStep:
         checkpointing: Whether blocks are recomputed in the backward.
         chunked: Whether the LM loss never holds all logits (``linear_cross_entropy``).
         attention: Attention implementation of transformers.
+        activation: Implementation of GPT-2's GELU, as in :class:`prealign_ds.config.KernelSettings`.
         keeps_gradients: Whether each ``.grad`` stays on the device from step to step; else it leaves as it is made.
         bucket_bytes: Of buckets that the engine allocates when the first gradient is there.
         words: The word batch, in stage 1.
@@ -69,6 +71,7 @@ class MicroStep:
     checkpointing: bool = False
     chunked: bool = False
     attention: str = "sdpa"
+    activation: str = "fused"
     keeps_gradients: bool = True
     bucket_bytes: int = 0
     words: WordShape | None = None
@@ -91,6 +94,7 @@ def micro_step_bytes(config: Any, step: MicroStep) -> dict[str, int]:
     attention = "eager" if step.attention == "eager" else "sdpa"  # flash-attn keeps what sdpa keeps
     with FakeTensorMode():
         model = AutoModelForCausalLM.from_config(config, attn_implementation=attention, dtype=dtype)
+        Kernels(activation=step.activation).apply(model)
         if step.checkpointing:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": False})

@@ -218,6 +218,7 @@ def _stage_memory(
         checkpointing=settings.model.activation_checkpointing,
         chunked=chunked,
         attention=settings.kernels.attention,
+        activation="plain" if settings.kernels.activation == "plain" else "fused",
         keeps_gradients=engine.keeps_gradients,
         bucket_bytes=states.buckets,
         words=_word_shape(settings, data.words, plan.world_size) if plan.name == "align" else None,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from prealign_ds.config import RunSettings
@@ -24,12 +25,14 @@ class Job:
         words: What to run.
         makes: What the command leaves, complete or not at all.
         keys: Where ``makes`` is a JSON file that several commands write to: the keys that this one writes.
+        after: Names of the jobs that must be done before.
     """
 
     name: str
     words: list[str]
     makes: Path
     keys: tuple[str, ...] = ()
+    after: tuple[str, ...] = ()
 
     def is_done(self) -> bool:
         """Whether there is nothing left to do."""
@@ -80,32 +83,38 @@ def _last_step(settings: RunSettings) -> str:
     return f"step-{plan_stages(settings, 1)[-1].num_steps:08d}"
 
 
-def all_jobs(preset: Preset, output: Path, launcher: list[str], more: list[str]) -> list[Job]:
+def all_jobs(preset: Preset, output: Path, launcher: Callable[[], list[str]], more: list[str]) -> list[Job]:
     """Every job of a preset that runs here, in order, without the experiments whose files are missing.
 
     Args:
         preset: The preset.
         output: Folder of the reproduction.
-        launcher: Words that start a launcher of this project.
+        launcher: Gives the words that start a launcher of this project; each job gets its own.
         more: Overrides for this machine.
     """
     jobs: list[Job] = []
     for name, experiment in preset.experiments.items():
         if experiment.missing():
             continue
+        prepared = []
         for command in experiment.prepare:
             *_, makes = made_by(command)
-            jobs.append(Job(f"prepare {makes}", [sys.executable, *shlex.split(command)], makes))
+            prepared.append(Job(f"prepare {makes}", [sys.executable, *shlex.split(command)], makes))
+            prepared[-1] = replace(prepared[-1], after=tuple(job.name for job in prepared[:-1]))
+        jobs += prepared
         for slug in experiment.systems:
-            folder = run_folder(output, name, slug)
-            words = pretrain_words(experiment, folder, slug)
-            jobs.append(Job(f"train {name} {slug}", [*launcher, *words, *more], folder / "model"))
+            folder, train = run_folder(output, name, slug), f"train {name} {slug}"
+            words = [*launcher(), *pretrain_words(experiment, folder, slug), *more]
+            jobs.append(Job(train, words, folder / "model", after=tuple(job.name for job in prepared)))
             words, found = evaluate_words(experiment, folder, slug), folder / "model" / "evaluation.json"
             keys = tuple(experiment.measured(slug))
-            jobs.append(Job(f"evaluate {name} {slug}", [*launcher, *words, *more], found, keys))
+            jobs.append(Job(f"evaluate {name} {slug}", [*launcher(), *words, *more], found, keys, (train,)))
         for slug in experiment.partly_aligned():
             folder = run_folder(output, name, slug)
-            words = baseline_words(experiment, folder)
-            makes = baseline_file(experiment, folder)
-            jobs.append(Job(f"baseline {name} {slug}", [*launcher, *words, *more], makes))
-    return list({job.name: job for job in jobs}.values())  # experiments may share preparations
+            words, makes = baseline_words(experiment, folder), baseline_file(experiment, folder)
+            after = (f"train {name} {BASELINE}", f"train {name} {slug}")
+            jobs.append(Job(f"baseline {name} {slug}", [*launcher(), *words, *more], makes, after=after))
+    unique: dict[str, Job] = {}
+    for job in jobs:
+        unique.setdefault(job.name, job)  # experiments may share preparations
+    return list(unique.values())

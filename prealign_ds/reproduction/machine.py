@@ -10,9 +10,11 @@ import torch
 
 
 def deepspeed_command(ranks: int) -> list[str]:
-    """The words that start a launcher on so many ranks of this machine."""
+    """The words that start a launcher on so many ranks of this machine, beside others that run there."""
+    from prealign_ds.training.environment import free_port
+
     beside_python = shutil.which("deepspeed", path=str(Path(sys.executable).parent))
-    return [beside_python or "deepspeed", "--num_gpus", str(ranks)]
+    return [beside_python or "deepspeed", "--num_gpus", str(ranks), "--master_port", str(free_port())]
 
 
 def fitting_ds_config() -> str:

@@ -90,6 +90,8 @@ class Preset(Settings):
     """Nodes of a job (slurm)."""
     ranks: int = Field(1, ge=1)
     """Ranks of a job on each node."""
+    at_once: int = Field(1, ge=1)
+    """Jobs at a time (local), each on its share of the cores: two small models on a core each beat one on both."""
     paper_size: Literal["150m", "400m", "1.3b"] = "150m"
     """The model of the paper's Table 5 to compare with."""
     en_clone: Experiment

@@ -82,7 +82,7 @@ def join_world(expected: int | None = None) -> World:
     os.environ.setdefault("LOCAL_RANK", "0")
     os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
     if "MASTER_PORT" not in os.environ:
-        os.environ["MASTER_PORT"] = str(_free_port())
+        os.environ["MASTER_PORT"] = str(free_port())
     size = int(os.environ["WORLD_SIZE"])
     if expected is not None and size != expected:
         raise ValueError(
@@ -104,6 +104,15 @@ def join_world(expected: int | None = None) -> World:
     control = None if dist.get_backend() == "gloo" else dist.new_group(backend="gloo")
     device = torch.device(accelerator.device_name(local_rank))
     return World(dist.get_rank(), dist.get_world_size(), device, control)
+
+
+def leave_world() -> None:
+    """End the ranks' ways to each other; all ranks call it when they are done.
+
+    Left to the interpreter's end, their threads now and then abort a finished rank.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def use_own_ninja() -> None:
@@ -172,7 +181,8 @@ def tune_cpu(local_ranks: int) -> None:
         return  # another C library, which has its own ways
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A TCP port on which nothing listens."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         return listener.getsockname()[1]

@@ -21,6 +21,7 @@ from deepspeed.ops.op_builder.builder import assert_no_cuda_mismatch
 from torch import nn
 from torch.nn import functional
 from torch.utils.cpp_extension import CUDA_HOME
+from transformers.activations import NewGELUActivation
 
 from prealign_ds.config import KernelSettings
 from prealign_ds.training.environment import World
@@ -101,15 +102,18 @@ class Kernels:
     attention: str = "sdpa"
     optimizer: str = "torch"
     normalization: str = "torch"
+    activation: str = "plain"
     lm_loss: str = "plain"
     compile: str = "off"
     tf32: str = "off"
 
     def apply(self, model: nn.Module) -> None:
-        """Put the layer norms and the compilation that were chosen into a model, and set TF32."""
+        """Put the layer norms, activations and compilation that were chosen into a model, and set TF32."""
         torch.set_float32_matmul_precision("high" if self.tf32 == "on" else "highest")
         if self.normalization == "apex":
             _use_apex_norms(model)
+        if self.activation == "fused":
+            _replace(model, NewGELUActivation, lambda gelu: nn.GELU(approximate="tanh"))
         if self.compile == "blocks":
             for block in transformer_blocks(model):
                 block.compile()
@@ -182,6 +186,10 @@ def _normalization(place: Place) -> dict[str, _Candidate]:
     return {"apex": apex, "torch": _Candidate()}
 
 
+def _activation(place: Place) -> dict[str, _Candidate]:
+    return {"fused": _Candidate(), "plain": _Candidate(unwise="it is a chain of eight operations, each with a result")}
+
+
 def _lm_loss(place: Place) -> dict[str, _Candidate]:
     small = f"{place.logits_bytes / 2**30:.2f} GiB of logits are few" if place.logits_bytes < LARGE_LOGITS else ""
     other_head = "" if place.linear_head else "this model's logits are not the output embedding's alone"
@@ -222,6 +230,7 @@ _CANDIDATES: dict[str, Callable[[Place], dict[str, _Candidate]]] = {
     "attention": _attention,
     "optimizer": _optimizer,
     "normalization": _normalization,
+    "activation": _activation,
     "lm_loss": _lm_loss,
     "tf32": _tf32,
 }
@@ -278,12 +287,19 @@ def transformer_blocks(model: nn.Module) -> nn.ModuleList:
 
 
 def _use_apex_norms(model: nn.Module) -> None:
-    """Replace layer norms by apex's, with the same names and the same weights."""
     from apex.normalization import FusedLayerNorm
 
+    def fused(norm: nn.LayerNorm) -> nn.Module:
+        new = FusedLayerNorm(norm.normalized_shape, eps=norm.eps)
+        new.weight, new.bias = norm.weight, norm.bias
+        return new
+
+    _replace(model, nn.LayerNorm, fused)
+
+
+def _replace(model: nn.Module, old: type[nn.Module], new: Callable[[Any], nn.Module]) -> None:
+    """Replace all modules of the class ``old`` by others with the same names, and the same weights if any."""
     for parent in list(model.modules()):
-        for name, norm in parent.named_children():
-            if type(norm) is nn.LayerNorm:
-                fused = FusedLayerNorm(norm.normalized_shape, eps=norm.eps)
-                fused.weight, fused.bias = norm.weight, norm.bias
-                setattr(parent, name, fused)
+        for name, module in parent.named_children():
+            if type(module) is old:
+                setattr(parent, name, new(module))

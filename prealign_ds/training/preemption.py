@@ -15,10 +15,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-import torch.distributed as dist
-
 from prealign_ds.files import write_json
-from prealign_ds.training.environment import World
+from prealign_ds.training.environment import World, leave_world
 
 EXIT_CODE = 85
 """Exit code of ranks that were stopped by a signal and can go on: start the same command again."""
@@ -71,9 +69,10 @@ def stoppable(world: World, mark: Path | None) -> Iterator[StopFlag]:
     """
     try:
         yield StopFlag(world)
-        dist.destroy_process_group()  # left to the interpreter's end, its threads now and then abort a finished rank
+        leave_world()
     except Preempted:
         if world.is_main and mark is not None:
             write_json(mark, {"exit_code": EXIT_CODE, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         world.any(False)  # no rank ends before the mark is there: a launcher would end the others
+        leave_world()
         raise

@@ -14,7 +14,7 @@ from prealign_ds.alignment.stage import JointModel
 from prealign_ds.config import KernelSettings, ModelSettings, OptimizerSettings
 from prealign_ds.model import build_model, model_config
 from prealign_ds.training.engine import engine_config, full_weights, read_ds_config, start_engine
-from prealign_ds.training.environment import join_world
+from prealign_ds.training.environment import join_world, leave_world
 from prealign_ds.training.kernels import Kernels, Place, choose_kernels
 from prealign_ds.training.plan import StagePlan
 
@@ -65,3 +65,4 @@ def check_buffers(tokenizer, plan):
 
 if __name__ == "__main__":
     main()
+    leave_world()

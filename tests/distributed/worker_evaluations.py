@@ -28,7 +28,7 @@ from prealign_ds.evaluation.similarity import WordSimilarity
 from prealign_ds.files import write_json
 from prealign_ds.model import build_model, model_config
 from prealign_ds.training.engine import engine_config, read_ds_config, start_engine
-from prealign_ds.training.environment import join_world
+from prealign_ds.training.environment import join_world, leave_world
 from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 
@@ -76,3 +76,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave_world()

@@ -22,7 +22,7 @@ from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import AlignSettings, ModelSettings, OptimizerSettings
 from prealign_ds.model import build_model, model_config
 from prealign_ds.training.engine import engine_config, read_ds_config, start_engine
-from prealign_ds.training.environment import join_world
+from prealign_ds.training.environment import join_world, leave_world
 from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 
@@ -143,3 +143,4 @@ def run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer
 
 if __name__ == "__main__":
     main()
+    leave_world()

@@ -16,7 +16,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
 
 from prealign_ds.recipe import load_settings
-from prealign_ds.training.environment import join_world
+from prealign_ds.training.environment import join_world, leave_world
 from prealign_ds.training.loop import train
 from prealign_ds.training.preemption import Preempted, StopFlag
 from prealign_ds.training.run import Run
@@ -72,3 +72,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave_world()

@@ -74,7 +74,7 @@ def test_one_language_needs_en_clone(monkeypatch):
 
 def test_jobs_prepare_once_then_train_and_measure_each_system(tmp_path, monkeypatch):
     preset = shipped("micro", monkeypatch)
-    jobs = all_jobs(preset, tmp_path, ["deepspeed"], ["deepspeed=x.json"])
+    jobs = all_jobs(preset, tmp_path, lambda: ["deepspeed"], ["deepspeed=x.json"])
     names = [job.name for job in jobs]
     assert len(set(names)) == len(names) and names.count("prepare data/micro/topics") == 1
     assert names.index("prepare data/micro/clone.parquet") < names.index("train en_clone joint")
@@ -94,10 +94,10 @@ def test_jobs_prepare_once_then_train_and_measure_each_system(tmp_path, monkeypa
 def test_an_experiment_without_its_files_is_left_out(tmp_path):
     preset = load_preset(str(write_preset(tmp_path)))
     check(preset, tmp_path / "out", [])
-    names = [job.name for job in all_jobs(preset, tmp_path / "out", [], [])]
+    names = [job.name for job in all_jobs(preset, tmp_path / "out", list, [])]
     assert [name for name in names if name.startswith("train")] == [f"train en_clone {slug}" for slug in CLONE_SYSTEMS]
     (tmp_path / "en-de.tsv").touch()
-    assert "train real joint" in [job.name for job in all_jobs(preset, tmp_path / "out", [], [])]
+    assert "train real joint" in [job.name for job in all_jobs(preset, tmp_path / "out", list, [])]
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,31 @@ def test_a_job_that_fails_stops_all_with_the_end_of_its_log(tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+def test_jobs_run_at_once_on_cores_of_their_own_and_after_those_they_need(tmp_path):
+    def meeting(name, other):
+        """A job that ends only when the other one runs too; it leaves the cores it may use."""
+        code = f"""
+import os, pathlib, sys, time
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / "began-{name}").touch()
+end = time.monotonic() + 30
+while not (folder / "began-{other}").exists():
+    assert time.monotonic() < end
+    time.sleep(0.05)
+pathlib.Path(sys.argv[1]).write_text(repr(sorted(os.sched_getaffinity(0))))
+"""
+        return job(name, code, tmp_path / name)
+
+    check = f"import pathlib; assert all((pathlib.Path({str(tmp_path)!r}) / name).exists() for name in 'ab')"
+    last = Job(
+        "c", [sys.executable, "-c", f"{check}; open({str(tmp_path / 'c')!r}, 'w')"], tmp_path / "c", (), ("a", "b")
+    )
+    run_jobs([last, meeting("a", "b"), meeting("b", "a")], tmp_path / "out", at_once=2)
+    cores = sorted(os.sched_getaffinity(0))
+    found = [(tmp_path / name).read_text() for name in "ab"]
+    assert found == [repr(cores[::2]), repr(cores[1::2] or cores)] and (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_stopped_run_saves_and_the_same_command_goes_on(tmp_path, number):
     (tmp_path / "launchers").mkdir()

@@ -101,6 +101,15 @@ def test_apex_norms_keep_names_weights_and_results(tokenizer, monkeypatch):
     assert sum(isinstance(part, FusedLayerNorm) for part in model.modules()) == 2 * 2 + 1
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_one_operation_gives_what_gpt2s_chain_of_them_gives(tokenizer, bf16):
+    chosen = Kernels(activation="fused")
+    assert_equal_work(tokenizer, "gpt2", "plain", bf16, chosen)
+    model = joint_model(tokenizer, "gpt2", "plain", chosen).model
+    assert sum(isinstance(part, nn.GELU) for part in model.modules()) == 2
+    assert model.config.activation_function == "gelu_new"  # what is saved stays GPT-2's
+
+
 @pytest.fixture
 def packages(monkeypatch):
     """What is installed, and whether DeepSpeed's Adam compiles."""
@@ -115,15 +124,15 @@ def choose(place, **settings):
 
 
 def test_a_cpu_takes_what_needs_no_compiler(packages):
-    assert choose(CPU)[0] == Kernels("sdpa", "torch", "torch", "plain", "off", "off")
+    assert choose(CPU)[0] == Kernels("sdpa", "torch", "torch", "fused", "plain", "off", "off")
     assert choose(replace(CPU, logits_bytes=2**33))[0].lm_loss == "chunked"
 
 
 def test_a_gpu_takes_fused_kernels_as_far_as_they_are_there(packages, monkeypatch):
-    assert choose(GPU)[0] == Kernels("sdpa", "deepspeed", "torch", "liger", "blocks", "off")
+    assert choose(GPU)[0] == Kernels("sdpa", "deepspeed", "torch", "fused", "liger", "blocks", "off")
     packages -= {"triton", "liger_kernel"}
     packages |= {"apex.normalization", "apex.optimizers"}
-    assert choose(GPU)[0] == Kernels("sdpa", "deepspeed", "apex", "chunked", "off", "off")
+    assert choose(GPU)[0] == Kernels("sdpa", "deepspeed", "apex", "fused", "chunked", "off", "off")
     monkeypatch.setattr(kernels, "adam_obstacle", lambda offload: "no nvcc")
     chosen, lines = choose(GPU)
     assert chosen.optimizer == "apex"

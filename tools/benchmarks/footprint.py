@@ -33,7 +33,7 @@ from prealign_ds.planning.activations import MicroStep, micro_step_bytes
 from prealign_ds.planning.footprint import empty_model, transformers_config
 from prealign_ds.planning.zero import model_states, read_engine
 from prealign_ds.training.engine import checkpoint_bytes, engine_config, read_ds_config, start_engine
-from prealign_ds.training.environment import join_world
+from prealign_ds.training.environment import join_world, leave_world
 from prealign_ds.training.kernels import Kernels
 from prealign_ds.training.plan import StagePlan
 from tools.benchmarks import spread
@@ -70,6 +70,7 @@ class Case:
         )
 
 
+KERNELS = Kernels(activation="fused")
 CASES = {
     "plain": Case(),
     "plain_wide": Case(hidden_size=320, num_layers=6),
@@ -135,16 +136,19 @@ def _worker(output: Path, names: list[str]) -> None:
     for name in names:
         found[name] = _measured(CASES[name], world.device, output.parent)
         write_json(output, found)
+    leave_world()
 
 
 def _measured(case: Case, device: torch.device, scratch: Path) -> dict[str, int]:
     size, before = case.micro_batch_size, _held([])  # held, so that no address is given out again
     plan = StagePlan("pretrain", 0, 6 * size, 2 * size, size, 2, 1, case.sequence_length)
     config = transformers_config(case.settings, case.sequence_length, case.vocabulary)
-    module = JointModel(build_model(config, case.settings, seed=0), case.vocabulary)
+    model = build_model(config, case.settings, seed=0)
+    KERNELS.apply(model)
+    module = JointModel(model, case.vocabulary)
     ds_config = read_ds_config(case.ds_config)
-    config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-3), Kernels())
-    engine = start_engine(module, config, Kernels())
+    config = engine_config(ds_config, plan, OptimizerSettings(learning_rate=1e-3), KERNELS)
+    engine = start_engine(module, config, KERNELS)
     ids = torch.randint(0, case.vocabulary, (size, case.sequence_length), device=device)
 
     def micro_steps(number: int) -> None:

@@ -27,7 +27,7 @@ import torch
 from prealign_ds.cli import run
 from prealign_ds.files import read_json, write_json
 from prealign_ds.model import num_parameters
-from prealign_ds.training.environment import join_world
+from prealign_ds.training.environment import join_world, leave_world
 from prealign_ds.training.preemption import StopFlag
 from prealign_ds.training.watchdog import Watchdog
 from tools.benchmarks import growth_of, ratios, spread
@@ -154,6 +154,7 @@ def _worker(folder: Path) -> None:
         shares_of = {f"{n}_workers": start(f"{n}_workers", f"data.num_workers={n}") for n in (1, 2)}
         found["data_wait_share"] = {name: _data_wait_share(steps) for name, steps in shares_of.items()}
     write_json(folder / "found.json", found)
+    leave_world()
 
 
 def _data_wait_share(ours: StageSteps) -> dict[str, float]:

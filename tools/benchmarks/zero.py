@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prealign_ds.cli import run
 from prealign_ds.files import read_json, write_json
-from prealign_ds.training.environment import World, join_world
+from prealign_ds.training.environment import World, join_world, leave_world
 from prealign_ds.training.loop import StageLoop
 from prealign_ds.training.preemption import StopFlag
 from prealign_ds.training.watchdog import Watchdog
@@ -148,7 +148,7 @@ def _worker(folder: Path) -> None:
     seconds = take_turns(sides, TURN_STEPS, task["repeats"], world.device)
     write_json(folder / f"{world.rank}.json", {"seconds": seconds, "peak_bytes": peaks, "losses": losses})
     watchdog.close()
-    torch.distributed.destroy_process_group()
+    leave_world()
 
 
 def _start(folder: Path, stage: int, words: list[str], world: World, stop: StopFlag, watchdog: Watchdog) -> StageLoop:
