@@ -5,9 +5,10 @@
     python tools/reproduce.py --preset paper-150m --output runs/paper-150m      writes the jobs for a SLURM cluster
     python tools/reproduce.py --preset paper-150m --output runs/paper-150m --report-only
 
-OUTPUT gets runs/, logs/, times.json, and at the end results.json and report.html. What is done is not done again: stop
-the command whenever you like (Ctrl-C or SIGTERM saves first), and give it again. --report-only reports on what is done
-until now. --preset also takes the file of a preset of your own; the shipped ones are in launchers/presets/.
+OUTPUT gets runs/, logs/, times.json, and at the end results.json, report.html and the figures as PNG files. What is
+done is not done again: stop the command whenever you like (Ctrl-C or SIGTERM saves first), and give it again.
+--report-only reports on what is done until now. --preset also takes the file of a preset of your own; the shipped ones
+are in launchers/presets/.
 """
 
 import argparse

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -250,7 +251,7 @@ def _settings(name: str, preset: Preset, output: Path, runs: dict[str, dict[str,
             experiment: {slug: run.describe() for slug, run in found.items()} for experiment, found in runs.items()
         },
         "seconds": times(output),
-        "machine": {"system": platform.platform(), "processor": _processor()},
+        "machine": {"system": platform.platform(), "processor": _processor(), "memory_gib": _memory_gib()},
         "versions": {"python": platform.python_version(), **{package: version(package) for package in _PACKAGES}},
     }
 
@@ -259,6 +260,10 @@ def _resolved(runs: dict[str, RunResults]) -> dict[str, Any] | None:
     """Every setting of PreAlign's run, or of another one as long as that has not begun."""
     run = runs.get("prealign", next(iter(runs.values()), None))
     return run.settings.model_dump(mode="json") if run else None
+
+
+def _memory_gib() -> float:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
 
 
 def _processor() -> str:

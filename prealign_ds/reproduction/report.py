@@ -68,10 +68,9 @@ td.ours, td.paper, td:first-child { white-space: nowrap; } td.ours { padding-rig
 """
 
 
-def report_html(results: Mapping[str, Any]) -> str:
-    """The report on ``results`` (of ``results.json``) as an HTML page with its pictures inside."""
+def report_html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> str:
+    """The report on ``results`` (of ``results.json``) as an HTML page with the ``pictures`` of its figures inside."""
     settings = results["settings"]
-    pictures = draw_figures(results)
     parts = [_introduction(settings)]
     parts += [_table(name, results) for name in _TABLES]
     parts += [_figure(name, pictures.get(name)) for name in _FIGURES]
@@ -186,7 +185,8 @@ def _runs(settings: Mapping[str, Any]) -> str:
         + "".join(f"<th>{head}</th>" for head in heads)
         + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
         f"<p class='note'>All times together: {sum(settings['seconds'].values()) / 60:.0f} minutes. "
-        f"{escape(machine['processor'])}; {escape(machine['system'])}; {escape(packages)}.</p>"
+        f"{escape(machine['processor'])}, {machine['memory_gib']:.0f} GiB; {escape(machine['system'])}; "
+        f"{escape(packages)}.</p>"
     )
 
 
@@ -200,7 +200,7 @@ def _recipes(settings: Mapping[str, Any]) -> str:
 
 
 def write_report(name: str, preset: Preset, output: Path) -> None:
-    """Write ``results.json`` and ``report.html`` on what the runs in ``output`` have found until now.
+    """Write ``results.json``, ``report.html`` and each figure on what the runs in ``output`` have found until now.
 
     Raises:
         ValueError: If no run has begun.
@@ -209,5 +209,9 @@ def write_report(name: str, preset: Preset, output: Path) -> None:
     if not any(results["settings"]["runs"].values()):
         raise ValueError(f"{output}: no run of preset {name} has begun here; give the command without --report-only")
     write_json(output / "results.json", results)
+    pictures = draw_figures(results)
+    for figure, picture in pictures.items():
+        with atomic_write(output / f"{figure}.png", "wb") as handle:
+            handle.write(picture)
     with atomic_write(output / "report.html") as handle:
-        handle.write(report_html(results))
+        handle.write(report_html(results, pictures))

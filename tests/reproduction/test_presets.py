@@ -13,6 +13,7 @@ from prealign_ds.reproduction.jobs import all_jobs
 from prealign_ds.reproduction.preset import PRESETS, check, load_preset
 from prealign_ds.reproduction.slurm import write_jobs
 from prealign_ds.reproduction.systems import SYSTEMS
+from prealign_ds.training.plan import plan_stages
 
 NAMES = ("micro", "paper-1.3b", "paper-150m", "paper-400m", "small")
 SLUGS = (
@@ -38,9 +39,9 @@ def test_every_system_of_every_preset_passes_the_checks(name, tmp_path, monkeypa
     assert preset.en_clone.systems == SLUGS == list(SYSTEMS) and preset.real.systems == ["joint", "prealign"]
     for experiment in preset.experiments.values():
         settings = load_settings(experiment.recipe, experiment.overrides)
-        facts, stage_1 = settings.knowledge, settings.align.budget_share * settings.lm_tokens
+        facts, stage_1 = settings.knowledge, plan_stages(settings, preset.nodes * preset.ranks)[0].num_tokens
         assert 0 <= facts.start_tokens - stage_1 < 0.01 * settings.lm_tokens, "periods begin where stage 1 ends"
-        steps = 50 if name == "micro" else 250
+        steps = 400 if name == "micro" else 250
         assert facts.period_tokens == steps * settings.pretrain.batch_tokens
 
 
@@ -84,9 +85,9 @@ def test_jobs_prepare_once_then_train_and_measure_each_system(tmp_path, monkeypa
     assert not any("leakage" in word for word in measure.words)
     baseline = jobs[names.index("baseline en_clone prealign_beta50")]
     beta, joint = (tmp_path / "runs/en_clone" / slug for slug in ("prealign_beta50", "joint"))
-    checkpoint = f"{joint}/checkpoints/pretrain/step-00000430"
+    checkpoint = f"{joint}/checkpoints/pretrain/step-00002940"
     assert baseline.words[1:7] == ["launchers/evaluate.py", "--only", "perplexity", "--model", checkpoint, str(beta)]
-    assert baseline.makes == beta / "evaluation-pretrain-step-00000430.json"
+    assert baseline.makes == beta / "evaluation-pretrain-step-00002940.json"
     train = jobs[names.index("train real joint")]
     assert train.makes == tmp_path / "runs/real/joint/model" and f"run_dir={train.makes.parent}" in train.words
 

@@ -47,6 +47,7 @@ def test_figures_are_pictures_and_the_same_each_time(output):
     assert set(drawn) == {"figure3", "figure4", "figure5", "perplexity_ratio"}
     assert all(picture.startswith(b"\x89PNG") for picture in drawn.values())
     assert draw_figures(results) == drawn
+    assert {path.stem: path.read_bytes() for path in output.glob("*.png")} == drawn
     empty = results | {"figure3": {}, "figure4": {}, "figure5": {}, "perplexity_ratio": {}}
     assert draw_figures(empty) == {}
 

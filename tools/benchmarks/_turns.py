@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -13,12 +12,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-
-def free_port() -> int:
-    """A TCP port on which nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
+from prealign_ds.training.environment import free_port
 
 
 def run_ranks(words: Sequence[object], world: int, logs: Path) -> None:

@@ -16,7 +16,9 @@ from torch import Tensor
 from prealign_ds.alignment.counting import count_words
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import RunSettings
+from prealign_ds.files import read_json
 from prealign_ds.recipe import load_settings
+from prealign_ds.reproduction.machine import fitting_ds_config
 from prealign_ds.stream.loader import MicroBatches, make_loader
 from prealign_ds.training.environment import World
 from prealign_ds.training.loop import StageLoop
@@ -46,7 +48,7 @@ def reference_recipe() -> tuple[str, list[str]]:
     """The recipe that benchmarks train unless they say otherwise, and what they change in it."""
     if on_gpu():
         return "en_clone_150m", ["pretrain.batch_tokens=131_072"]
-    return "quickstart", ["deepspeed=ds_configs/cpu.json"]
+    return "quickstart", [fitting_ds_config()]
 
 
 def build_data(folder: Path) -> None:
@@ -82,6 +84,11 @@ def workload_settings(words: Sequence[str]) -> RunSettings:
     """The settings behind :func:`recipe_words`, from whatever folder this runs in."""
     settings = load_settings(words[0], list(words[1:]))
     return settings.model_copy(update={"deepspeed": ROOT / settings.deepspeed})
+
+
+def autocasts(settings: RunSettings) -> bool:
+    """Whether fp32 weights compute in bf16: not on a CPU that has no instructions for it."""
+    return bool(read_json(settings.deepspeed).get("torch_autocast", {}).get("enabled"))
 
 
 class StageSteps:

@@ -29,16 +29,15 @@ import torch
 from prealign_ds.cli import run
 from prealign_ds.config import RunSettings
 from prealign_ds.files import read_json, write_json
-from prealign_ds.training.environment import World
+from prealign_ds.training.environment import World, free_port
 from prealign_ds.training.monitor import Series
 from prealign_ds.training.plan import StagePlan, plan_stages
 from prealign_ds.training.run import Run
 from tools.benchmarks import ratios, spread
-from tools.benchmarks._turns import free_port
-from tools.benchmarks._workload import ROOT, build_data, recipe_words, reference_recipe, workload_settings
+from tools.benchmarks._workload import ROOT, autocasts, build_data, recipe_words, reference_recipe, workload_settings
 
 SKIPPED_STEPS = 4
-TOLERANCE = 5e-3  # of losses, relative: sums in bf16 come in another order
+TOLERANCES = {"torch.bfloat16": 5e-3, "torch.float32": 1e-4}  # of losses, relative: sums come in another order
 SAME_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
@@ -97,7 +96,9 @@ class Sides:
     def check(self) -> None:
         """Raise if they do not compute the same without code-switching."""
         ours = self.ours("ours_check", SAME_ENVIRONMENT, "codeswitch.mode=off")
-        check_same(ours, self.theirs("theirs_check", SAME_ENVIRONMENT))
+        theirs, config = self.theirs("theirs_check", SAME_ENVIRONMENT), read_json(self._settings.deepspeed)
+        half = autocasts(self._settings) or config.get("bf16", {}).get("enabled", False)
+        check_same(ours, theirs, "torch.bfloat16" if half else "torch.float32")
 
     def ours(self, name: str, environment: dict[str, str], *changes: str) -> dict[str, Any]:
         """Seconds of the steps that count, and all losses."""
@@ -140,11 +141,12 @@ class Sides:
         return found | {"seconds": found["seconds"][SKIPPED_STEPS - 1 :]}  # the first has no end before it
 
 
-def check_same(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raise if the losses differ, step by step, or if theirs computes in another precision than bf16."""
-    torch.testing.assert_close(torch.tensor(ours["losses"]), torch.tensor(theirs["losses"]), rtol=TOLERANCE, atol=0)
-    if theirs["logits"] != "torch.bfloat16":
-        raise ValueError(f"Trainer computes in {theirs['logits']}, not in torch.bfloat16; see its arguments")
+def check_same(ours: dict[str, Any], theirs: dict[str, Any], logits: str) -> None:
+    """Raise if the losses differ, step by step, or if theirs computes in another precision than ``logits``."""
+    losses = (torch.tensor(side["losses"]) for side in (ours, theirs))
+    torch.testing.assert_close(*losses, rtol=TOLERANCES[logits], atol=0)
+    if theirs["logits"] != logits:
+        raise ValueError(f"Trainer computes in {theirs['logits']}, not in {logits}; see its arguments")
 
 
 def _write_samples(folder: Path, settings: RunSettings, plan: StagePlan) -> None:

@@ -3,8 +3,8 @@
     python tools/benchmarks/zero.py [--repeats 5] [dotted.key=value ...]
 
 gloo here, nccl where there are two GPUs; where there is one, one rank. Every side trains the same model on the same
-tokens with AdamW, fp32 weights, bf16 autocast and the same clipping, which their losses check. All sides are in the
-same processes and take turns.
+tokens with AdamW, fp32 weights, bf16 autocast where there is bf16, and the same clipping, which their losses check. All
+sides are in the same processes and take turns.
 """
 
 import argparse
@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from prealign_ds.cli import run
 from prealign_ds.files import read_json, write_json
+from prealign_ds.reproduction.machine import fitting_ds_config
 from prealign_ds.training.environment import World, join_world, leave_world
 from prealign_ds.training.loop import StageLoop
 from prealign_ds.training.preemption import StopFlag
@@ -35,6 +36,7 @@ from tools.benchmarks._workload import (
     BareSteps,
     FirstBatches,
     StageSteps,
+    autocasts,
     build_data,
     mean_loss,
     on_gpu,
@@ -97,6 +99,7 @@ class DDP:
         self._batches = batches
         on_device = [self._world.device] if self._world.device.type == "cuda" else None
         module = loop.run.module("pretrain", loop.kernels).to(self._world.device)
+        self._autocasts = autocasts(loop.run.settings)
         self._model = DistributedDataParallel(module, on_device)
         numbers = self._optimizer_settings
         parameters = list(self._model.parameters())
@@ -111,7 +114,7 @@ class DDP:
         batches, logs = self._batches(), []
         for place, (inputs, targets) in enumerate(batches):
             self._model.require_backward_grad_sync = place == len(batches) - 1  # what its no_sync() sets
-            with torch.autocast(self._world.device.type, torch.bfloat16):
+            with torch.autocast(self._world.device.type, torch.bfloat16, enabled=self._autocasts):
                 loss, log = self._model(inputs, targets, self._scale)
             loss.backward()
             logs.append(log)
@@ -152,9 +155,10 @@ def _worker(folder: Path) -> None:
 
 
 def _start(folder: Path, stage: int, words: list[str], world: World, stop: StopFlag, watchdog: Watchdog) -> StageLoop:
-    """The loop of a run with a ZeRO stage, fp32 weights and bf16 autocast."""
+    """The loop of a run with a ZeRO stage, fp32 weights and bf16 autocast where there is bf16."""
     folder.mkdir()
-    config = read_json(ROOT / "ds_configs/cpu.json") | {"zero_optimization": {"stage": stage}}
+    base = "ds_configs/cpu.json" if on_gpu() else fitting_ds_config().removeprefix("deepspeed=")
+    config = read_json(ROOT / base) | {"zero_optimization": {"stage": stage}}
     write_json(folder / "ds_config.json", config)
     settings = workload_settings([*words, f"run_dir={folder / 'run'}", f"deepspeed={folder}/ds_config.json"])
     return StageSteps(settings, world, stop, watchdog).loop
