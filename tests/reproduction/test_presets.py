@@ -85,9 +85,9 @@ def test_jobs_prepare_once_then_train_and_measure_each_system(tmp_path, monkeypa
     assert not any("leakage" in word for word in measure.words)
     baseline = jobs[names.index("baseline en_clone prealign_beta50")]
     beta, joint = (tmp_path / "runs/en_clone" / slug for slug in ("prealign_beta50", "joint"))
-    checkpoint = f"{joint}/checkpoints/pretrain/step-00002940"
+    checkpoint = f"{joint}/checkpoints/pretrain/step-00002140"
     assert baseline.words[1:7] == ["launchers/evaluate.py", "--only", "perplexity", "--model", checkpoint, str(beta)]
-    assert baseline.makes == beta / "evaluation-pretrain-step-00002940.json"
+    assert baseline.makes == beta / "evaluation-pretrain-step-00002140.json"
     train = jobs[names.index("train real joint")]
     assert train.makes == tmp_path / "runs/real/joint/model" and f"run_dir={train.makes.parent}" in train.words
 
