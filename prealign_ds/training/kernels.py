@@ -46,6 +46,7 @@ class Place:
         word_batches: Whether the stage encodes word batches, whose shape changes with every step.
         logits_bytes: A micro-batch's logits in fp32.
         linear_head: Whether the logits are the last state times the output embedding and nothing else.
+        chained_gelu: Whether the model has the GELU of GPT-2, which transformers computes in eight operations.
         compiled: Whether the blocks are compiled.
     """
 
@@ -57,6 +58,7 @@ class Place:
     word_batches: bool
     logits_bytes: int
     linear_head: bool
+    chained_gelu: bool = True
     compiled: bool = False
 
     @classmethod
@@ -74,6 +76,7 @@ class Place:
         """
         zero = deepspeed.get("zero_optimization", {})
         changes_logits = ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_bias")
+        hidden_act = getattr(model_config, "hidden_act", "")
         offload = zero.get("offload_optimizer", {}).get("device", "none")
         return cls(
             device=device.type,
@@ -83,6 +86,7 @@ class Place:
             offload="" if offload == "none" else offload,
             word_batches=word_batches,
             logits_bytes=4 * tokens * model_config.vocab_size,
+            chained_gelu="gelu_new" in (getattr(model_config, "activation_function", ""), hidden_act),
             linear_head=not any(getattr(model_config, name, None) for name in changes_logits),
         )
 
@@ -187,6 +191,8 @@ def _normalization(place: Place) -> dict[str, _Candidate]:
 
 
 def _activation(place: Place) -> dict[str, _Candidate]:
+    if not place.chained_gelu:
+        return {"plain": _Candidate(), "fused": _Candidate("this model has no gelu_new")}
     return {"fused": _Candidate(), "plain": _Candidate(unwise="it is a chain of eight operations, each with a result")}
 
 

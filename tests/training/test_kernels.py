@@ -153,6 +153,12 @@ def test_offload_has_one_optimizer(packages):
         choose(place, optimizer="torch")
 
 
+def test_a_model_without_gpt2s_gelu_keeps_what_it_has(packages):
+    assert choose(replace(CPU, chained_gelu=False))[0].activation == "plain"
+    with pytest.raises(ValueError, match="kernels.activation: fused cannot be used here: this model has no gelu_new"):
+        choose(replace(CPU, chained_gelu=False), activation="fused")
+
+
 def test_a_model_with_another_head_keeps_its_logits(packages):
     chosen, lines = choose(replace(GPU, linear_head=False))
     assert chosen.lm_loss == "plain"
