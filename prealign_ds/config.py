@@ -170,6 +170,9 @@ class OptimizerSettings(Settings):
     """Largest norm of the gradient; 0 does not clip."""
 
 
+NumFacts = Annotated[int, Field(ge=4, multiple_of=4)]
+
+
 class KnowledgeSettings(Settings):
     """Artificial facts told in the data and asked at the end of their period (the paper's CLKA)."""
 
@@ -177,12 +180,13 @@ class KnowledgeSettings(Settings):
     """LM tokens of a period: the paper's 250 steps are 250 x pretrain.batch_tokens. Whole samples."""
     start_tokens: Tokens = 0
     """LM tokens of the run, stage 1 included, before the first period. Whole samples."""
-    facts: int = Field(20, ge=4, multiple_of=4)
+    facts: NumFacts = 20
     """Facts of a period in each direction and frequency; four have one relation and are each other's distractors."""
     frequencies: list[Annotated[int, Field(ge=1)]] = Field([1, 4, 16, 64], min_length=1)
     """How often a fact is told in its period."""
-    directions: list[str] | None = None
-    """``told->asked`` languages; None takes the source language s and each other x: s->s, x->x, s->x, x->s."""
+    directions: list[str] | dict[str, NumFacts] | None = None
+    """``told->asked`` languages, or with each the ``facts`` it has; None takes, with the source language s and each
+    other x, s->s, x->x, s->x, x->s."""
     script: Literal["same", "transliterated"] = "same"
     """Names in Latin letters everywhere, or in the script of the language (ru, ar, zh)."""
     templates: Path | None = None

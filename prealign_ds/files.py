@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import IO, Any, TextIO, cast
 
 import pyarrow
+from filelock import FileLock, Timeout
 
 _CHUNK = 1 << 22
 
@@ -28,6 +29,39 @@ def fsync_path(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def claimed(folder: Path, worker: str, wait_seconds: float = 0) -> Iterator[None]:
+    """Keep every other process that claims ``folder`` out of it until the block ends.
+
+    The folder is created, and removed again if the block leaves nothing in it. A claim ends with its process, however
+    that ends. File systems that know no locks let everyone in.
+
+    Args:
+        folder: The folder.
+        worker: What works in it, for the error.
+        wait_seconds: How long another may take to leave; a network file system notices late that a machine died.
+
+    Raises:
+        ValueError: If another process keeps it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / ".lock"
+    lock = FileLock(file, timeout=wait_seconds)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise ValueError(f"{folder}: another {worker} works in this folder; wait for it, or stop it") from error
+    except NotImplementedError:
+        pass
+    try:
+        yield
+    finally:
+        lock.release()
+        if [*folder.iterdir()] == [file]:
+            file.unlink()
+            folder.rmdir()
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 
@@ -17,7 +17,7 @@ class Direction(NamedTuple):
         return f"{self.told}->{self.asked}"
 
 
-def directions_of(names: Sequence[str] | None, source_language: str, languages: Sequence[str]) -> list[Direction]:
+def directions_of(names: Collection[str] | None, source_language: str, languages: Sequence[str]) -> list[Direction]:
     """The directions that ``knowledge.directions`` names, or those of the paper's Figure 3.
 
     Args:

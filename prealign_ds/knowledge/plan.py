@@ -108,6 +108,8 @@ class KnowledgePlan:
         known: Collection[str] = frozenset(),
     ):
         self.settings, self.directions, self.source_language = settings, list(directions), source_language
+        of_their_own = settings.directions if isinstance(settings.directions, dict) else {}
+        self._num_facts = {d: of_their_own.get(str(d), settings.facts) for d in self.directions}  # a frequency each
         for key in ("period_tokens", "start_tokens"):
             if (tokens := getattr(settings, key)) % sequence_length:
                 near = max(1, round(tokens / sequence_length)) * sequence_length
@@ -185,7 +187,8 @@ class KnowledgePlan:
                 raise ValueError(
                     f"knowledge: the sentences of a period are {share:.0%} of its {self.period_samples} samples, at "
                     f"most {_LARGEST_SHARE:.0%} may be; raise knowledge.period_tokens ({self.settings.period_tokens}), "
-                    f"or lower knowledge.facts ({self.settings.facts}), frequencies or directions"
+                    f"or lower knowledge.facts ({sum(self._num_facts.values())} in all directions), frequencies or "
+                    "directions"
                 )
             longest = max(len(choices[0]) for choices in self.statements(number))
             if longest > self._length:
@@ -220,14 +223,14 @@ class KnowledgePlan:
     def _draw_facts(self, period: int) -> Iterator[Fact]:
         """Groups of four facts of one relation: the distractors of each are the objects of the other three."""
         settings = self.settings
-        number = settings.facts * len(settings.frequencies) * len(self.directions)
+        number = sum(self._num_facts.values()) * len(settings.frequencies)
         fresh = self._names(period * number * _NAMES_PER_FACT, (period + 1) * number * _NAMES_PER_FACT)
         relations = sorted(self._templates[self._written_as(self.directions[0].told)])
         spare: list[Name] = []
         for place, direction in enumerate(self.directions):
             for frequency in settings.frequencies:
                 order = KeyedPermutation(len(relations), self._key("relations", period, place, frequency))
-                for group in range(settings.facts // CHOICES):
+                for group in range(self._num_facts[direction] // CHOICES):
                     relation = relations[order(group % len(relations))]
                     objects = self._alike(fresh, spare, relation, direction)
                     subjects = [spare.pop() if spare else next(fresh) for _ in objects]

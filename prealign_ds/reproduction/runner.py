@@ -12,9 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
-from prealign_ds.files import numbered_lines, read_json, write_json
+from prealign_ds.files import claimed, numbered_lines, read_json, write_json
 from prealign_ds.reproduction.jobs import Job
 
 TIMES = "times.json"
@@ -37,12 +35,8 @@ def run_jobs(jobs: Sequence[Job], output: Path, at_once: int = 1) -> None:
         ValueError: If a job fails, with the end of its log, or another process works in ``output``.
         KeyboardInterrupt: After SIGINT or SIGTERM.
     """
-    output.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(output / ".lock", timeout=0), _stoppable() as received:
-            _run_all(jobs, output, at_once, received)
-    except Timeout as error:
-        raise ValueError(f"{output}: another reproduction works in this folder; wait for it, or stop it") from error
+    with claimed(output, "reproduction"), _stoppable() as received:
+        _run_all(jobs, output, at_once, received)
 
 
 class _Attempt:

@@ -6,7 +6,8 @@ import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import PreTrainedModel
 
 from prealign_ds.cli import LocalError
 from prealign_ds.config import StageSettings
-from prealign_ds.files import atomic_write, write_json
+from prealign_ds.files import atomic_write, claimed, write_json
 from prealign_ds.model import num_parameters, training_flops
 from prealign_ds.randomness import key_of
 from prealign_ds.recipe import check_same_run, dump_settings
@@ -40,6 +41,7 @@ from prealign_ds.training.run import Run
 from prealign_ds.training.watchdog import Watchdog
 
 _LOGGER = logging.getLogger(__name__)
+_OTHERS_LEAVE_SECONDS = 120
 
 
 def train(run: Run, stop: StopFlag) -> None:
@@ -51,6 +53,12 @@ def train(run: Run, stop: StopFlag) -> None:
     """
     plans = plan_stages(run.settings, run.world.size)
     run.world.on_main(lambda: check_same_run(run.settings))
+    with ExitStack() as claims:
+        run.world.on_main(lambda: claims.enter_context(claimed(run.dir, "run", _OTHERS_LEAVE_SECONDS)))
+        _run_stages(run, plans, stop)
+
+
+def _run_stages(run: Run, plans: Sequence[StagePlan], stop: StopFlag) -> None:
     watchdog = Watchdog(run.world, run.settings.guards.hang_seconds)
     try:
         for plan in plans:

@@ -153,6 +153,7 @@ def test_a_finished_run_is_not_done_again(data, straight):
     before = (straight / "model" / "model.safetensors").stat().st_mtime_ns
     done = launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={straight}")
     assert done.stderr.count("already done") + done.stdout.count("already done") == 2
+    assert (straight / ".lock").is_file(), "a run claims its folder"
     assert (straight / "model" / "model.safetensors").stat().st_mtime_ns == before
 
 

@@ -1,5 +1,7 @@
 """The plan: disjoint facts, fair distractors, exact packing, and errors before a run begins."""
 
+from collections import Counter
+
 import numpy as np
 import pytest
 from conftest import gpt2_style
@@ -51,6 +53,14 @@ def test_distractors_are_objects_of_alike_facts_and_all_statements_are_equally_l
             assert objects[name][:3] == fact[:3], "same direction, frequency and relation"
         for place, row in enumerate(choices):
             assert tuple(row) in texts_of(plan, fact, fact.direction.asked, place)
+
+
+def test_a_direction_may_have_facts_of_its_own(tokenizer):
+    plan = make_plan(tokenizer, directions={"en->clone": 12, "en->en": 4}, samples=100)
+    counts = Counter((str(fact.direction), fact.frequency) for fact in plan.facts(1))
+    frequencies = plan.settings.frequencies
+    assert counts == {("en->clone", f): 12 for f in frequencies} | {("en->en", f): 4 for f in frequencies}
+    assert plan.digest() != make_plan(tokenizer, directions=["en->clone", "en->en"], samples=100).digest()
 
 
 def test_no_name_comes_twice_in_any_direction_or_period(tokenizer):

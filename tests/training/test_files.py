@@ -1,11 +1,13 @@
 """Logs and checkpoints on disk: atomic, rewindable, complete or not used."""
 
 import json
+import subprocess
+import sys
 
 import pytest
 import torch
 
-from prealign_ds.files import atomic_folder, atomic_write, read_json, write_json
+from prealign_ds.files import atomic_folder, atomic_write, claimed, read_json, write_json
 from prealign_ds.training.checkpoint import Checkpoints
 from prealign_ds.training.environment import World
 from prealign_ds.training.monitor import Series, is_spike, progress_line
@@ -103,3 +105,29 @@ def test_progress_line_is_one_short_line():
         "align 3/10  loss 5.2500  alignment 3.000  cosine 0.600  lr 1.00e-03  12,346 tokens/s  wait 0.1 ms  "
         "left 1:02:05"
     )
+
+
+def test_a_claimed_folder_is_for_one_process_until_it_ends(tmp_path):
+    folder = tmp_path / "run"
+    holder = f"""
+import pathlib, sys
+from prealign_ds.files import claimed
+with claimed(pathlib.Path({str(folder)!r}), "run"):
+    print("mine", flush=True)
+    sys.stdin.read()
+"""
+    with subprocess.Popen([sys.executable, "-c", holder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout.readline() == b"mine\n"
+        with pytest.raises(ValueError, match="run: another run works in this folder; wait for it, or stop it"):
+            with claimed(folder, "run"):
+                raise AssertionError("entered")
+        other.kill()
+    with claimed(folder, "run", wait_seconds=60):
+        (folder / "result").touch()
+    assert (folder / "result").exists()
+
+
+def test_a_claim_that_came_to_nothing_leaves_nothing(tmp_path):
+    with pytest.raises(ZeroDivisionError), claimed(tmp_path / "run", "run"):
+        raise ZeroDivisionError
+    assert not list(tmp_path.iterdir())

@@ -34,6 +34,8 @@ def open_run(data, *overrides):
         ("knowledge.start_tokens=96000", "lower knowledge.period_tokens or start_tokens"),
         ("knowledge.templates={data}", "en.yaml: no such file"),
         ("knowledge.facts=6", "knowledge.facts"),
+        ("knowledge.directions={{en->clone: 6}}", "knowledge.directions"),
+        ("knowledge.directions={{en->de: 8}}", "no corpus in de"),
         ("knowledge.frequencies=[0]", "knowledge.frequencies.0"),
     ],
 )
