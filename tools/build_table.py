@@ -3,6 +3,8 @@
     python tools/build_table.py --corpus data/en --source en-de.tsv.xz:de --source muse-zh.txt:zh --output table.parquet
     python tools/build_table.py --corpus data/en --clone --output clone.parquet
 
+    python tools/build_table.py --corpus data/en --source en-de.tsv:de --target data/de:de --senses 2 --output t.parquet
+
 Dictionaries: MUSE (.txt), .tsv and .jsonl, also packed as .gz, .xz or .zst (see prealign_ds/alignment/sources.py).
 """
 
@@ -10,13 +12,14 @@ import argparse
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+from prealign_ds.alignment.attestation import attested
 from prealign_ds.alignment.counting import WordCount, count_words
-from prealign_ds.alignment.sources import Pair, read_pairs
+from prealign_ds.alignment.sources import Pair, check_language, read_pairs
 from prealign_ds.alignment.table import AlignmentTable, table_suffix
 from prealign_ds.cli import run
 from prealign_ds.corpus.documents import TextCorpus
@@ -33,16 +36,45 @@ def parse_arguments() -> argparse.Namespace:
     kind = parser.add_mutually_exclusive_group(required=True)
     kind.add_argument("--source", action="append", metavar="FILE[:LANG[:FORMAT]]", help="a dictionary; may be repeated")
     kind.add_argument("--clone", action="store_true", help="En-Clone: every word is translated by its clone")
+    parser.add_argument(
+        "--target",
+        action="append",
+        default=[],
+        metavar="CORPUS:LANG",
+        help="text corpus of a target language: translations that it lacks are left out, its frequent ones come first",
+    )
+    parser.add_argument("--senses", type=int, help="translations kept of a word in each language that has a --target")
     parser.add_argument("--min-count", type=int, default=2, help="leave out words that occur less often (default: 2)")
     parser.add_argument("--words", help="also write all words of the corpus, one a line (for knowledge.words)")
     parser.add_argument("--output", required=True, help="the table: .parquet or .jsonl")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.senses is not None and (arguments.senses < 1 or not arguments.target):
+        parser.error("--senses: give 1 or more, and a --target, whose frequencies decide which are kept")
+    return arguments
 
 
 def pairs_of(source: str) -> Iterator[Pair]:
     """The pairs of one ``FILE[:LANG[:FORMAT]]``."""
     path, language, format, *_ = [*source.split(":"), "", ""]
     return read_pairs(path, language or None, format or None)
+
+
+def target_of(target: str) -> tuple[str, TextCorpus]:
+    """Language and corpus of one ``CORPUS:LANG``.
+
+    Raises:
+        ValueError: If the language or the corpus is missing.
+    """
+    path, colon, language = target.rpartition(":")
+    if not colon or not path:
+        raise ValueError(f"--target {target}: write it as CORPUS:LANG, for example data/de/text:de")
+    check_language(language)
+    return language, TextCorpus.open(path)
+
+
+def texts_of(corpus: TextCorpus, splits: Sequence[str]) -> Iterator[str]:
+    """The documents of some splits of a corpus."""
+    return (document.text for split in splits for document in corpus.documents(split))
 
 
 def report(table: AlignmentTable, counts: Mapping[str, WordCount]) -> str:
@@ -68,14 +100,18 @@ def main() -> None:
     table_suffix(arguments.output)
     dictionaries = [pairs_of(source) for source in arguments.source or ()]
     corpus = TextCorpus.open(arguments.corpus)
-    for split in arguments.splits:
-        corpus.check_split(split)
-    texts = (document.text for split in arguments.splits for document in corpus.documents(split))
-    counts = count_words(texts)
+    targets = dict(target_of(target) for target in arguments.target)
+    for text in (corpus, *targets.values()):
+        for split in arguments.splits:
+            text.check_split(split)
+    counts = count_words(texts_of(corpus, arguments.splits))
     if arguments.clone:
         table = AlignmentTable.clone(counts, arguments.min_count)
     else:
-        table = AlignmentTable.from_pairs(counts, itertools.chain.from_iterable(dictionaries), arguments.min_count)
+        found = {language: texts_of(target, arguments.splits) for language, target in targets.items()}
+        pairs, unattested = attested(itertools.chain.from_iterable(dictionaries), found, arguments.senses)
+        table = AlignmentTable.from_pairs(counts, pairs, arguments.min_count)
+        table.dropped["not_in_target_text"] = unattested
     if arguments.words:
         with atomic_write(arguments.words) as handle:
             handle.writelines(f"{word}\n" for word in counts)

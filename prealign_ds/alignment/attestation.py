@@ -1,0 +1,79 @@
+"""Which translations the target text attests, and how often: dictionaries list many that no model will ever read."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from prealign_ds.alignment.counting import count_words
+from prealign_ds.alignment.rows import UNSPACED_LANGUAGES
+from prealign_ds.alignment.sources import Pair
+from prealign_ds.words import words_of
+
+
+def attestations(texts: Iterable[str], language: str, translations: Collection[str]) -> dict[str, int]:
+    """How often each of ``translations`` occurs in ``texts``, in any case.
+
+    Of a translation of several words it is how often its rarest word occurs. In a language without spaces, where words
+    have no visible border, every occurrence of its characters counts.
+
+    Args:
+        texts: Documents in the target language.
+        language: Its code.
+        translations: What to look for.
+    """
+    if language in UNSPACED_LANGUAGES:
+        found = _count_inside(texts, {text.lower() for text in translations})
+        return {text: found[text.lower()] for text in translations}
+    words: Counter[str] = Counter()
+    for word, (count, _) in count_words(texts).items():
+        words[word.lower()] += count
+    return {text: min((words[word] for word in words_of(text.lower())), default=0) for text in translations}
+
+
+def _count_inside(texts: Iterable[str], wanted: Collection[str]) -> Counter[str]:
+    lengths = sorted({len(text) for text in wanted} - {0})
+    return Counter(
+        piece
+        for text in texts
+        for run in text.lower().split()
+        for start in range(len(run))
+        for length in lengths
+        if start + length <= len(run) and (piece := run[start : start + length]) in wanted
+    )
+
+
+def attested(
+    pairs: Iterable[Pair], texts: Mapping[str, Iterable[str]], most: int | None = None
+) -> tuple[list[Pair], int]:
+    """The pairs whose translation the target text knows, those that it has most often first.
+
+    Args:
+        pairs: From dictionaries.
+        texts: Documents by target language; pairs of other languages stay as they are.
+        most: Translations of a word that are kept in each of these languages; None keeps all.
+
+    Returns:
+        The pairs that are kept, and the number of those that the text does not attest.
+    """
+    pairs = list(pairs)
+    counts = {
+        language: attestations(documents, language, {pair.translation for pair in pairs if pair.language == language})
+        for language, documents in texts.items()
+    }
+    seen = [pair for pair in pairs if pair.language not in counts or counts[pair.language][pair.translation]]
+    ranked = sorted(seen, key=lambda pair: -counts.get(pair.language, {}).get(pair.translation, 0))
+    return _first(ranked, most, counts), len(pairs) - len(seen)
+
+
+def _first(ranked: Sequence[Pair], most: int | None, languages: Collection[str]) -> list[Pair]:
+    if most is None:
+        return list(ranked)
+    kept: dict[tuple[str, str], set[str]] = {}
+    result = []
+    for pair in ranked:
+        known = kept.setdefault((pair.word, pair.language), set())
+        if pair.language not in languages or pair.translation in known or len(known) < most:
+            known.add(pair.translation)
+            result.append(pair)
+    return result
