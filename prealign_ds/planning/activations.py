@@ -4,7 +4,8 @@ PyTorch's fake tensors have shapes, types and lifetimes, and no bytes. So the st
 code and autograd's own graph, whatever the architecture, at the size of the run and in a second; what no dispatch shows
 is the scratch space inside one kernel. ``tools/benchmarks/footprint.py`` compares it with measured steps.
 
-Shape letters: B samples, S tokens, r rows (words) of this rank, T tokens of the longest of them, V vocabulary, H width.
+Shape letters: B samples, S tokens, N = B S, n some of these, r rows (words) of this rank, T tokens of the longest of
+them, V vocabulary, H width.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,6 +30,8 @@ from prealign_ds.alignment.batches import WordBatch
 from prealign_ds.alignment.representations import word_representations
 from prealign_ds.model import lm_loss_sum
 from prealign_ds.training.kernels import Kernels
+
+_CHUNKS = 3  # of the chunked LM loss that are run
 
 
 @dataclass(frozen=True)
@@ -207,11 +211,34 @@ def _chunked_loss(model: PreTrainedModel, hidden_BSH: Tensor, ids_BS: Tensor, st
         hidden_BSH, weight_VH = hidden_BSH.bfloat16(), weight_VH.bfloat16()
     if not step.training:  # a sample at a time
         return lm_loss_sum((hidden_BSH[0] @ weight_VH.T)[None], ids_BS[:1], step.vocabulary)
-    # What PyTorch chooses on a GPU, where it needs no fp32 copies of the weight and its gradient as it does on a CPU.
-    options = torch.nn.LinearCrossEntropyOptions(acc_policy="compact", chunking_method="aspect_ratio:2")
+    # What PyTorch chooses on a GPU, where it needs no fp32 copies of the weight and its gradient as it does on a CPU:
+    # the policy compact, with chunks of aspect_ratio:2. All chunks are alike, so a few show the peak.
     hidden_NH, ids_N = hidden_BSH.flatten(0, 1), ids_BS.flatten()
-    losses_N = functional.linear_cross_entropy(hidden_NH, weight_VH, ids_N, reduction="none", options=options)
-    return losses_N.float().sum()
+    ratio = -(-len(weight_VH) // hidden_NH.shape[1])
+    chunk = max(1, (1 << (-(-len(ids_N) // ratio) - 1).bit_length()) // 2)
+    options = torch.nn.LinearCrossEntropyOptions(acc_policy="compact", chunking_method=None, batch_chunk_size=chunk)
+    rows = min(len(ids_N), _CHUNKS * chunk)
+    rest: list[Tensor] = []
+    hidden_nH = _FirstRows.apply(hidden_NH, rows, rest)
+    losses_n = functional.linear_cross_entropy(hidden_nH, weight_VH, ids_N[:rows], reduction="none", options=options)
+    # Built now, since the hook would keep alive what it names.
+    make_rest = partial(torch.empty, len(ids_N) - rows, hidden_NH.shape[1], dtype=weight_VH.dtype)
+    losses_n.register_hook(lambda _: rest.append(make_rest()))
+    return losses_n.float().sum()
+
+
+class _FirstRows(torch.autograd.Function):
+    """The first rows of the hidden states; until the chunks end, ``rest`` holds the memory of the others' gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden_NH: Tensor, rows: int, rest: list[Tensor]) -> Tensor:
+        ctx.shape, ctx.rest = hidden_NH.shape, rest
+        return hidden_NH[:rows]
+
+    @staticmethod
+    def backward(ctx: Any, gradient_nH: Tensor) -> tuple[Tensor | None, ...]:
+        ctx.rest.clear()
+        return gradient_nH.new_empty(ctx.shape), None, None
 
 
 def _alignment(model: PreTrainedModel, words: WordShape) -> Tensor:

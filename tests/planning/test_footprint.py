@@ -9,6 +9,7 @@ from deepspeed.runtime.zero.stage_1_and_2 import estimate_zero2_model_states_mem
 
 from prealign_ds.config import ModelSettings
 from prealign_ds.files import write_json
+from prealign_ds.planning import activations
 from prealign_ds.planning.activations import MicroStep, WordShape, micro_step_bytes
 from prealign_ds.planning.footprint import (
     GIB,
@@ -98,6 +99,15 @@ def test_parameters_are_counted_exactly(recipe):
     tables = (1 if settings.model.tied_embeddings else 2) * data.vocabulary * width
     model = empty_model(settings.model, length, data.vocabulary)
     assert sum(p.numel() for p in model.parameters()) == tables + others + layers * block
+
+
+@pytest.mark.parametrize(("weight_bytes", "autocast"), [(2, False), (4, True), (4, False)])
+def test_a_few_chunks_of_the_loss_hold_what_all_of_them_hold(monkeypatch, weight_bytes, autocast):
+    config = transformers_config(SMALL, 96, 5_000)
+    step = MicroStep(3, 96, 5_000, weight_bytes, autocast, chunked=True)
+    few = micro_step_bytes(config, step)
+    monkeypatch.setattr(activations, "_CHUNKS", 1_000_000)
+    assert micro_step_bytes(config, step) == few
 
 
 def test_planned_memory_is_that_of_measured_steps(tmp_path):
