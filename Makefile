@@ -9,8 +9,8 @@ READY := $(VENV)/ready
 quickstart: $(READY)  ## PreAlign and Joint Training on real text, from nothing; SCALE=0.1 shrinks it, CORPUS=file takes your text
 	$(BIN)/python tools/quickstart.py
 
-test: $(READY)  ## the tests that run anywhere
-	$(BIN)/python -m pytest
+test: $(READY)  ## the tests that run anywhere, two files at a time
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .

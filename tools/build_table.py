@@ -5,7 +5,8 @@
 
     python tools/build_table.py --corpus data/en --source en-de.tsv:de --target data/de:de --senses 2 --output t.parquet
 
-Dictionaries: MUSE (.txt), .tsv and .jsonl, also packed as .gz, .xz or .zst (see prealign_ds/alignment/sources.py).
+Dictionaries: MUSE (.txt), .tsv and .jsonl, also packed as .gz, .xz or .zst; dictd's NAME.index with NAME.dict.dz beside
+it, of FreeDict (NAME.index:de) and of Mueller (NAME.index:ru:mueller). See prealign_ds/alignment/sources.py.
 """
 
 import argparse

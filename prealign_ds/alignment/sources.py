@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from prealign_ds.alignment.dictd import Article, articles, freedict_translations, mueller_translations
 from prealign_ds.files import numbered_lines
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
@@ -31,7 +32,13 @@ class Pair(NamedTuple):
 
 
 _Found = tuple[str, str, str]
-_Reader = Callable[[str, "str | None"], list[_Found]]
+
+
+class Format(NamedTuple):
+    """How a dictionary is read: its entries with their line numbers, and the translations in one, given a language."""
+
+    entries: Callable[[Path], Iterator[tuple[int, Any]]]
+    read: Callable[[Any, str | None], list[_Found]]
 
 
 def read_pairs(path: str | Path, language: str | None = None, format: str | None = None) -> Iterator[Pair]:
@@ -43,7 +50,7 @@ def read_pairs(path: str | Path, language: str | None = None, format: str | None
     Args:
         path: The dictionary. The pairs' ``source`` is its file name.
         language: Language of the translations. Of a file that names languages itself, only this one is read.
-        format: A key of :data:`FORMATS`; None decides by the file's suffix.
+        format: A key of :data:`FORMATS`; None decides by the file's suffix (an ``.index`` is taken for FreeDict's).
 
     Raises:
         ValueError: At once if there is no such file or format; while reading if a line is not of the format, with its
@@ -52,10 +59,10 @@ def read_pairs(path: str | Path, language: str | None = None, format: str | None
     path = Path(path)
     if not path.is_file():
         raise ValueError(f"{path}: there is no such dictionary file")
-    reader = FORMATS[_format_of(path) if format is None else _checked_format(path, format)]
+    chosen = FORMATS[_format_of(path) if format is None else _checked_format(path, format)]
     if language is not None:
         check_language(language)
-    return _pairs(path, language, reader)
+    return _pairs(path, language, chosen)
 
 
 def check_language(language: Any) -> str:
@@ -86,11 +93,11 @@ def clean(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text.translate(_INVISIBLE)).split()).strip(_JOINERS + " ")
 
 
-def _pairs(path: Path, language: str | None, reader: _Reader) -> Iterator[Pair]:
+def _pairs(path: Path, language: str | None, format: Format) -> Iterator[Pair]:
     num_empty = 0
-    for number, line in numbered_lines(path):
+    for number, entry in format.entries(path):
         try:
-            found = reader(line, language)
+            found = format.read(entry, language)
             for word, code, translation in found:
                 if language in (None, check_language(code)):
                     pair = Pair(clean(word), code, clean(translation), path.name)
@@ -108,7 +115,8 @@ def _format_of(path: Path) -> str:
     name = path.name.lower()
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
-    found = {".tsv": "tsv", ".txt": "muse", ".jsonl": "jsonl", ".json": "jsonl"}.get(Path(name).suffix)
+    suffixes = {".tsv": "tsv", ".txt": "muse", ".jsonl": "jsonl", ".json": "jsonl", ".index": "freedict"}
+    found = suffixes.get(Path(name).suffix)
     if found is None:
         raise ValueError(f"{path}: the name does not show the format; give one of {sorted(FORMATS)}")
     return found
@@ -169,5 +177,19 @@ def _strings(value: Any, key: str) -> list[str]:
     return value
 
 
-FORMATS: dict[str, _Reader] = {"muse": _read_muse, "tsv": _read_tsv, "jsonl": _read_jsonl}
-"""Formats of :func:`read_pairs`: how one line is read, with the language of a file that has one."""
+def _read_freedict(article: Article, language: str | None) -> list[_Found]:
+    return [(article.headword, _given(language), text) for text in freedict_translations(article.text)]
+
+
+def _read_mueller(article: Article, language: str | None) -> list[_Found]:
+    return [(article.headword, language or "ru", text) for text in mueller_translations(article.text)]
+
+
+FORMATS = {
+    "muse": Format(numbered_lines, _read_muse),
+    "tsv": Format(numbered_lines, _read_tsv),
+    "jsonl": Format(numbered_lines, _read_jsonl),
+    "freedict": Format(articles, _read_freedict),
+    "mueller": Format(articles, _read_mueller),
+}
+"""Formats of :func:`read_pairs`; the last two are files ``NAME.index`` of dictd."""
