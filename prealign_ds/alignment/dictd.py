@@ -24,6 +24,7 @@ _HEAD_ENDS = regex.compile(r"\s+[/<\[]")
 _SENSE_NUMBER = regex.compile(r"^\d+[.)]\s+")
 _RUSSIAN = regex.compile(r"[\p{Cyrillic}\p{M}\s-]+")
 _MOST_WORDS = 3
+_NEARLY_ALL = 0.9
 _MUELLER_MARKS = regex.compile(r"_\w+\.?|\b\d+[.)>]|[↗=]")
 
 
@@ -36,6 +37,8 @@ class Article(NamedTuple):
 
 def articles(index: Path) -> Iterator[tuple[int, Article]]:
     """The articles of a dictionary with the line of the index that names each, each once, in the order of the text.
+
+    Where nearly all headwords have a capital, it means nothing, and they are lower-cased.
 
     Args:
         index: The file ``NAME.index``; ``NAME.dict`` or ``NAME.dict.dz`` lies beside it.
@@ -54,12 +57,15 @@ def articles(index: Path) -> Iterator[tuple[int, Article]]:
             raise ValueError(f"{index}:{number}: points behind the end of the text; fetch both files again")
         if not word.startswith(_ABOUT):
             places.setdefault((start, size), number)
-    for (start, size), number in sorted(places.items()):
+    order = [(number, start, start + size) for (start, size), number in sorted(places.items())]
+    capitals = sum(data[start : start + 1].isupper() for _, start, _ in order)
+    for number, start, end in order:
         try:
-            head, _, text = data[start : start + size].decode().partition("\n")
+            head, _, text = data[start:end].decode().partition("\n")
         except UnicodeDecodeError as error:
             raise ValueError(f"{index}:{number}: its article is not UTF-8 ({error.reason}); convert it") from error
-        yield number, Article(_HEAD_ENDS.split(head, maxsplit=1)[0].strip(), text)
+        head = _HEAD_ENDS.split(head, maxsplit=1)[0].strip()
+        yield number, Article(head.lower() if capitals > _NEARLY_ALL * len(order) else head, text)
 
 
 def freedict_translations(text: str) -> list[str]:

@@ -7,13 +7,16 @@ import re
 import unicodedata
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from prealign_ds.alignment.dictd import Article, articles, freedict_translations, mueller_translations
+from prealign_ds.corpus.fetch import unpacked_package
 from prealign_ds.files import numbered_lines
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
+_PACKAGED = re.compile(r"freedict-[a-z]{3}-[a-z]{3}|mueller7")
 _LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*|clone")
 # Zero-width space, word joiner, byte order mark; marks, embeddings, overrides and isolates of bidirectional text.
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e"))
@@ -63,6 +66,28 @@ def read_pairs(path: str | Path, language: str | None = None, format: str | None
     if language is not None:
         check_language(language)
     return _pairs(path, language, chosen)
+
+
+def fetch_packaged(name: str, folders: ExitStack) -> tuple[Path, str]:
+    """Fetch a dictionary that Debian packages: ``freedict-eng-deu``, ``mueller7`` and the like.
+
+    Args:
+        name: Name of its index.
+        folders: Keeps the unpacked files until it is closed.
+
+    Returns:
+        Its index, and the format to read it with.
+
+    Raises:
+        ValueError: If the name is of another kind, or apt cannot download it.
+    """
+    if not _PACKAGED.fullmatch(name):
+        raise ValueError(
+            f"{name}: there is no such file, and Debian's dictionaries are called freedict-eng-XYZ (XYZ is deu, ara, "
+            "...) and mueller7; check the name"
+        )
+    package, format = (f"{name}-dict", "mueller") if name == "mueller7" else (f"dict-{name}", "freedict")
+    return folders.enter_context(unpacked_package(package)) / f"usr/share/dictd/{name}.index", format
 
 
 def check_language(language: Any) -> str:

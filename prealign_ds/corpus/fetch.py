@@ -170,7 +170,7 @@ def _documents(sources: Sequence[str], text_key: str, skip: int) -> Iterator[Doc
 def _from_files(source: str, text_key: str) -> Iterator[Document]:
     if source.startswith("debian:"):
         _, package, *pattern = source.split(":", 2)
-        with _unpacked(package) as folder:
+        with unpacked_package(package) as folder:
             yield from _read_all(_files_of(str(folder / (pattern or ["usr/share/doc/**/*"])[0])), source, text_key)
     else:
         yield from _read_all(_files_of(source), source, text_key)
@@ -193,7 +193,7 @@ def _read_all(files: Sequence[Path], source: str, text_key: str) -> Iterator[Doc
 
 
 @contextmanager
-def _unpacked(package: str) -> Iterator[Path]:
+def unpacked_package(package: str) -> Iterator[Path]:
     """A Debian package's files in a temporary folder: downloaded by apt from whatever mirror it has, not installed."""
     for tool in ("apt-get", "dpkg-deb"):
         if shutil.which(tool) is None:

@@ -1,11 +1,12 @@
 """Dictionaries of dictd: what stands in an index and its text, and what is broken about them."""
 
 import gzip
+from contextlib import ExitStack
 
 import pytest
 
 from prealign_ds.alignment.dictd import freedict_translations, mueller_translations
-from prealign_ds.alignment.sources import Pair, read_pairs
+from prealign_ds.alignment.sources import Pair, fetch_packaged, read_pairs
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 
@@ -34,7 +35,7 @@ def write_dictionary(folder, articles, packed=True):
 HOUSE = (
     'house /hˈaʊs/ <n>\n1. Haus <neut> [bauw.], Gebäude (groß; hoch) <neut>\n      "a house" - ein Haus\n see: {home}\n'
 )
-UNICODE = "Über-all /x/\nüberall <adv>; allerorten\n   Synonym: {everywhere}\n"
+UNICODE = "über-All /x/\nüberall <adv>; allerorten\n   Synonym: {everywhere}\n"
 RUN = """   [rʌn]
    1. _n.
       1) бег, пробег; at a run бегом {см. тж.}
@@ -49,9 +50,16 @@ def test_each_article_is_read_once_by_its_printed_headword(tmp_path, packed):
     assert list(read_pairs(index, "de")) == [
         Pair("house", "de", "Haus", "x.index"),
         Pair("house", "de", "Gebäude", "x.index"),
-        Pair("Über-all", "de", "überall", "x.index"),
-        Pair("Über-all", "de", "allerorten", "x.index"),
+        Pair("über-All", "de", "überall", "x.index"),
+        Pair("über-All", "de", "allerorten", "x.index"),
     ]
+
+
+def test_capitals_that_mean_nothing_are_lowered(tmp_path):
+    index = write_dictionary(tmp_path, [(["house"], "House /x/\nبيت\n"), (["polish"], "Polish /x/\nبولندي\n")])
+    assert [pair.word for pair in read_pairs(index, "ar")] == ["house", "polish"]
+    index = write_dictionary(tmp_path, [(["house"], "house /x/\nHaus\n"), (["polish"], "Polish /x/\npolnisch\n")])
+    assert [pair.word for pair in read_pairs(index, "de")] == ["house", "Polish"]
 
 
 def test_mueller_gives_short_russian_parts(tmp_path):
@@ -88,6 +96,20 @@ def test_a_broken_index_is_named_with_its_line(tmp_path, line, message):
     index.write_text(index.read_text() + line + "\n")
     with pytest.raises(ValueError, match=message):
         list(read_pairs(index, "de"))
+
+
+@pytest.mark.parametrize("name", ["freedict-eng", "wordnet", "mueller"])
+def test_a_name_that_nobody_packages_is_refused(name):
+    with ExitStack() as folders, pytest.raises(ValueError, match=f"{name}: there is no such file, and Debian's"):
+        fetch_packaged(name, folders)
+
+
+@pytest.mark.network
+@pytest.mark.parametrize(("name", "pair"), [("mueller7", ("house", "дом")), ("freedict-eng-rus", ("house", "дом"))])
+def test_dictionaries_come_from_debian(name, pair):
+    with ExitStack() as folders:
+        index, format = fetch_packaged(name, folders)
+        assert pair in {(found.word, found.translation) for found in read_pairs(index, "ru", format)}
 
 
 def test_missing_damaged_or_foreign_files_are_named(tmp_path):
