@@ -14,7 +14,7 @@ import argparse
 import itertools
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -22,6 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prealign_ds.alignment.attestation import attested
 from prealign_ds.alignment.counting import WordCount, count_words
+from prealign_ds.alignment.inflections import with_inflections
 from prealign_ds.alignment.sources import Pair, check_language, fetch_packaged, read_pairs
 from prealign_ds.alignment.table import AlignmentTable, table_suffix
 from prealign_ds.cli import run
@@ -52,6 +53,9 @@ def parse_arguments() -> argparse.Namespace:
         help="text corpus of a target language: translations that it lacks are left out, its frequent ones come first",
     )
     parser.add_argument("--senses", type=int, help="translations kept of a word in each language that has a --target")
+    parser.add_argument(
+        "--inflections", action="store_true", help="words that no dictionary has get their lemma's translations"
+    )
     parser.add_argument("--min-count", type=int, default=2, help="leave out words that occur less often (default: 2)")
     parser.add_argument("--words", help="also write all words of the corpus, one a line (for knowledge.words)")
     parser.add_argument("--output", required=True, help="the table: .parquet or .jsonl")
@@ -119,8 +123,11 @@ def main() -> None:
         if arguments.clone:
             table = AlignmentTable.clone(counts, arguments.min_count)
         else:
+            pairs: Iterable[Pair] = itertools.chain.from_iterable(dictionaries)
+            if arguments.inflections:
+                pairs = with_inflections(pairs, counts, corpus.language)
             found = {language: texts_of(target, arguments.splits) for language, target in targets.items()}
-            pairs, unattested = attested(itertools.chain.from_iterable(dictionaries), found, arguments.senses)
+            pairs, unattested = attested(pairs, found, arguments.senses)
             table = AlignmentTable.from_pairs(counts, pairs, arguments.min_count)
             table.dropped["not_in_target_text"] = unattested
     if arguments.words:
