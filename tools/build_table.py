@@ -13,23 +13,21 @@ mueller7:ru and the like are fetched from Debian's packages. See prealign_ds/ali
 import argparse
 import itertools
 import sys
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prealign_ds.alignment.attestation import attested
-from prealign_ds.alignment.counting import WordCount, count_words
+from prealign_ds.alignment.counting import count_words
 from prealign_ds.alignment.inflections import with_inflections
+from prealign_ds.alignment.quality import details, qualities, summary
 from prealign_ds.alignment.sources import Pair, check_language, fetch_packaged, read_pairs
 from prealign_ds.alignment.table import AlignmentTable, table_suffix
 from prealign_ds.cli import run
 from prealign_ds.corpus.documents import TextCorpus
 from prealign_ds.files import atomic_write
-
-UNCOVERED_SHOWN = 20
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -91,25 +89,10 @@ def texts_of(corpus: TextCorpus, splits: Sequence[str]) -> Iterator[str]:
     return (document.text for split in splits for document in corpus.documents(split))
 
 
-def report(table: AlignmentTable, counts: Mapping[str, WordCount]) -> str:
-    """What the table holds, and how much of the running text it reaches."""
-    number = Counter(table.edge_language.tolist())
-    pairs = ", ".join(f"{language} {number[place]}" for place, language in enumerate(table.languages))
-    coverage = ", ".join(f"{language} {share:.1%}" for language, share in table.coverage(counts).items())
-    return "\n".join(
-        [
-            f"words: {len(table.words)}",
-            f"pairs: {pairs}",
-            f"pairs left out: {', '.join(f'{reason} {number}' for reason, number in table.dropped.items())}",
-            f"coverage of running words: {coverage}",
-            f"most frequent words without translation: {' '.join(table.uncovered(counts, UNCOVERED_SHOWN)) or 'none'}",
-        ]
-    )
-
-
 def main() -> None:
     """Count, build, save, report."""
     arguments = parse_arguments()
+    shares: dict[str, tuple[int, int]] = {}
     with ExitStack() as folders:
         # What can be wrong with the request is found before the long count.
         table_suffix(arguments.output)
@@ -126,15 +109,22 @@ def main() -> None:
             pairs: Iterable[Pair] = itertools.chain.from_iterable(dictionaries)
             if arguments.inflections:
                 pairs = with_inflections(pairs, counts, corpus.language)
-            found = {language: texts_of(target, arguments.splits) for language, target in targets.items()}
-            pairs, unattested = attested(pairs, found, arguments.senses)
+            texts = {language: texts_of(target, arguments.splits) for language, target in targets.items()}
+            pairs, shares = attested(pairs, texts, arguments.senses)
             table = AlignmentTable.from_pairs(counts, pairs, arguments.min_count)
-            table.dropped["not_in_target_text"] = unattested
     if arguments.words:
         with atomic_write(arguments.words) as handle:
             handle.writelines(f"{word}\n" for word in counts)
     table.save(arguments.output)
-    print(report(table, counts))
+    found = qualities(table, counts)
+    samples = Path(arguments.output).with_suffix(".report.txt")
+    with atomic_write(samples) as handle:
+        handle.write(details(found))
+    print(
+        f"words: {len(table.words):,}; coverage of running words and of types, by language:\n{summary(found, shares)}"
+    )
+    print(f"pairs left out: {', '.join(f'{reason} {number:,}' for reason, number in table.dropped.items())}")
+    print(f"{samples}: frequent words without a translation, and entries to read")
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def _count_inside(texts: Iterable[str], wanted: Collection[str]) -> Counter[str]
 
 def attested(
     pairs: Iterable[Pair], texts: Mapping[str, Iterable[str]], most: int | None = None
-) -> tuple[list[Pair], int]:
+) -> tuple[list[Pair], dict[str, tuple[int, int]]]:
     """The pairs whose translation the target text knows, those that it has most often first.
 
     Args:
@@ -54,7 +54,7 @@ def attested(
         most: Translations of a word that are kept in each of these languages; None keeps all.
 
     Returns:
-        The pairs that are kept, and the number of those that the text does not attest.
+        The pairs that are kept; and for each language how many of its pairs the text attests, of how many.
     """
     pairs = list(pairs)
     counts = {
@@ -63,7 +63,8 @@ def attested(
     }
     seen = [pair for pair in pairs if pair.language not in counts or counts[pair.language][pair.translation]]
     ranked = sorted(seen, key=lambda pair: -counts.get(pair.language, {}).get(pair.translation, 0))
-    return _first(ranked, most, counts), len(pairs) - len(seen)
+    before, after = (Counter(pair.language for pair in part) for part in (pairs, seen))
+    return _first(ranked, most, counts), {language: (after[language], before[language]) for language in counts}
 
 
 def _first(ranked: Sequence[Pair], most: int | None, languages: Collection[str]) -> list[Pair]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import math
 from collections import Counter
@@ -19,7 +18,6 @@ from prealign_ds.alignment.sources import Pair, check_language
 from prealign_ds.corpus.clone import CLONE_LANGUAGE
 from prealign_ds.files import atomic_write
 from prealign_ds.randomness import key_of, uniform
-from prealign_ds.words import is_alphabetic
 
 
 @dataclass(eq=False, repr=False)
@@ -223,31 +221,6 @@ class AlignmentTable:
             spaced[places[greater]] = table.spaced[greater]
             held_out[places[table.edge_word[table.edge_held_out]]] = 1
         return self._of(columns.names, columns.edges, counts, spaced, held_out.astype(bool))
-
-    def coverage(self, counts: Mapping[str, WordCount]) -> dict[str, float]:
-        """Share of the running words with letters that have a translation, by language and in ``all`` together."""
-        has = np.zeros((len(self.languages), len(self.words)), dtype=bool)
-        has[self.edge_language[~self.edge_held_out], self.edge_word[~self.edge_held_out]] = True
-        running = np.zeros(len(self.words), dtype=np.int64)
-        total = 0
-        for word, (count, _) in counts.items():
-            if is_alphabetic(word):
-                total += count
-                if (place := self.lookup(word)) is not None:
-                    running[place] += count
-        shares = {
-            language: float(row @ running) / max(total, 1) for language, row in zip(self.languages, has, strict=True)
-        }
-        return {**shares, "all": float(has.any(0) @ running) / max(total, 1)}
-
-    def uncovered(self, counts: Mapping[str, WordCount], limit: int) -> list[str]:
-        """The most frequent words with letters that have no translation."""
-        words = (word for word in counts if is_alphabetic(word) and not self._covers(word))
-        return heapq.nsmallest(limit, words, key=lambda word: (-counts[word].count, word))
-
-    def _covers(self, word: str) -> bool:
-        place = self.lookup(word)
-        return place is not None and not self.edge_held_out[self._offsets[place]]
 
     def digest(self) -> str:
         """A hash of all that decides a run: everything but the sources."""

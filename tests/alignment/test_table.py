@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prealign_ds.alignment.counting import WordCount
+from prealign_ds.alignment.quality import qualities
 from prealign_ds.alignment.sources import Pair, read_pairs
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.words import is_alphabetic
@@ -112,22 +113,23 @@ def test_counts_and_coverage_equal_a_slow_reference(counts, pairs):
         return
     table = table.hold_out(0.3, 1)
     by_entry = dict.fromkeys(table.words, 0)
-    covered = dict.fromkeys([*table.languages, "all"], 0)
-    total = 0
     for word, (count, _) in counts.items():
         form = word if word in by_entry else word.lower()
         if form in by_entry:
             by_entry[form] += count
-        if is_alphabetic(word):
-            total += count
-            languages = list(table.translations(form))
-            for language in [*languages, "all"] if languages else []:
-                covered[language] += count
     assert list(by_entry.values()) == table.counts.tolist()
     assert table.words == sorted(table.words, key=lambda word: (-by_entry[word], word)) and min(by_entry.values()) > 0
-    assert table.coverage(counts) == pytest.approx({name: n / max(total, 1) for name, n in covered.items()})
-    missing = [w for w in counts if is_alphabetic(w) and not table.translations(w if w in by_entry else w.lower())]
-    assert table.uncovered(counts, 2) == sorted(missing, key=lambda word: (-counts[word].count, word))[:2]
+    forms = {word: word if word in by_entry else word.lower() for word in counts if is_alphabetic(word)}
+    total = sum(counts[word].count for word in forms)
+    for language, one in qualities(table, counts).items():
+        entries = {w: table.translations(w)[language] for w in table.words if language in table.translations(w)}
+        has = {word: forms[word] in entries for word in forms}
+        assert one.samples == entries and one.num_words == len(entries)  # there are fewer than are sampled
+        assert one.num_pairs == sum(len(set(texts)) for texts in entries.values())
+        assert one.running == pytest.approx(sum(counts[word].count for word in forms if has[word]) / max(total, 1))
+        assert one.types == pytest.approx(sum(has.values()) / max(len(forms), 1))
+        missing = sorted((word for word in forms if not has[word]), key=lambda word: (-counts[word].count, word))
+        assert one.missing == missing[:20]
 
 
 @settings(max_examples=60, deadline=None)
