@@ -37,7 +37,7 @@ from tools.benchmarks import ratios, spread
 from tools.benchmarks._workload import ROOT, autocasts, build_data, recipe_words, reference_recipe, workload_settings
 
 SKIPPED_STEPS = 4
-TOLERANCES = {"torch.bfloat16": 5e-3, "torch.float32": 1e-4}  # of losses, relative: sums come in another order
+TOLERANCES = {"torch.bfloat16": 5e-3, "torch.float32": 1e-3}  # of losses, relative: sums come in another order
 SAME_ENVIRONMENT = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
