@@ -1,6 +1,6 @@
 """Every table and figure of the paper, from one command.
 
-    python tools/reproduce.py --preset micro --output runs/micro                2 CPU cores, about 3 hours
+    python tools/reproduce.py --preset micro --output runs/micro                2 CPU cores, about 2 hours
     python tools/reproduce.py --preset small --output runs/small                one GPU, hours
     python tools/reproduce.py --preset paper-150m --output runs/paper-150m      writes the jobs for a SLURM cluster
     python tools/reproduce.py --preset paper-150m --output runs/paper-150m --report-only
