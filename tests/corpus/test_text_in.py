@@ -295,7 +295,7 @@ def test_the_tools_work_one_after_the_other_and_fail_in_one_line(tmp_path):
     assert "train: " in done.stdout and done.returncode == 0, done.stderr
     words = tmp_path / "words.txt"
     done = tool("build_table", "--corpus", text, "--clone", "--words", words, "--output", tmp_path / "t.parquet")
-    assert "coverage of running words" in done.stdout, done.stderr
+    assert "coverage of running words" in done.stdout and "\nclone " in done.stdout, done.stderr
     assert set(words.read_text().split()) >= set(AlignmentTable.load(tmp_path / "t.parquet").words)
     done = tool("fetch_corpus", tmp_path / "none.txt", "--language", "en", "--output", tmp_path / "x")
     assert done.returncode == 2 and done.stderr.startswith("error: ") and "Traceback" not in done.stderr
