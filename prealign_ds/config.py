@@ -72,8 +72,9 @@ class KernelSettings(Settings):
     """Layer norms: PyTorch's, or NVIDIA apex's fused ones."""
     activation: Literal["auto", "plain", "fused"] = "auto"
     """GPT-2's GELU: transformers' chain of eight operations (plain), or PyTorch's one."""
-    lm_loss: Literal["auto", "plain", "chunked", "liger"] = "auto"
-    """plain holds all logits; chunked (PyTorch's linear_cross_entropy) and liger (package liger-kernel) never do."""
+    lm_loss: Literal["auto", "plain", "compiled", "chunked", "liger"] = "auto"
+    """plain holds all logits, several times; compiled (torch.compile) once and their gradient, in the model's type;
+    chunked (PyTorch's linear_cross_entropy) and liger (package liger-kernel) never hold all."""
     compile: Literal["auto", "off", "blocks"] = "auto"
     """torch.compile of each transformer block."""
     tf32: Literal["auto", "on", "off"] = "auto"

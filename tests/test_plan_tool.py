@@ -37,7 +37,7 @@ def test_json_with_data_that_exists(plan_of, recipe):
     assert not any("tokenizer" in line or "rows" in line for line in report["assumptions"])
     align, pretrain = report["stages"]["align"], report["stages"]["pretrain"]
     assert align["word_visits"] > 0 and pretrain["word_visits"] is None
-    assert align["lm_loss"] == "plain" and align["memory_needed"] > sum(align["memory"].values())
+    assert align["lm_loss"] == "compiled" and align["memory_needed"] > sum(align["memory"].values())
     assert report["disk"]["checkpoint"] == 14 * report["model"]["parameters"]
 
 

@@ -8,6 +8,7 @@ not fit; then it prints what does, as words to append to the command.
 """
 
 import argparse
+import contextlib
 import json
 import sys
 from pathlib import Path
@@ -15,24 +16,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from prealign_ds.cli import run
-from prealign_ds.config import RunSettings
-from prealign_ds.planning.footprint import (
-    CONTEXT_BYTES,
-    FRAGMENTATION,
-    GIB,
-    Data,
-    Machine,
-    StageMemory,
-    look_at_data,
-    obstacles,
-    stage_memories,
-)
-from prealign_ds.planning.forecast import StageForecast, forecast_disk, forecast_stages, model_costs
-from prealign_ds.planning.proposals import Proposal, propose
-from prealign_ds.planning.zero import read_engine
-from prealign_ds.recipe import load_settings
-from prealign_ds.training.gpus import GPUS, gpu_named
+with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed then logs: what this prints is read by programs too
+    from prealign_ds.cli import run
+    from prealign_ds.config import RunSettings
+    from prealign_ds.planning.footprint import (
+        CONTEXT_BYTES,
+        FRAGMENTATION,
+        GIB,
+        Data,
+        Machine,
+        StageMemory,
+        look_at_data,
+        obstacles,
+        stage_memories,
+    )
+    from prealign_ds.planning.forecast import StageForecast, forecast_disk, forecast_stages, model_costs
+    from prealign_ds.planning.proposals import Proposal, propose
+    from prealign_ds.planning.zero import read_engine
+    from prealign_ds.recipe import load_settings
+    from prealign_ds.training.gpus import GPUS, gpu_named
 
 _PARTS = ("weights", "gradients", "optimizer", "activations", "logits", "alignment", "buffers")
 
@@ -108,7 +110,7 @@ def _stage(memory: StageMemory, forecast: StageForecast) -> dict[str, Any]:
         "batch_tokens": plan.batch_tokens,
         "micro_batch_size": plan.micro_batch_size,
         "accumulation_steps": plan.accumulation_steps,
-        "lm_loss": "chunked" if memory.chunked else "plain",
+        "lm_loss": memory.lm_loss,
         "memory": memory.parts,
         "after_backward": memory.states.after_backward,
         "evaluation": memory.evaluation,

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import deepspeed
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
@@ -96,7 +97,7 @@ class JointModel(nn.Module):
         model: A transformers causal language model; save its weights from here, without the wrapper's name.
         vocabulary: Ids in use; the padding beyond gets no probability.
         stage: The alignment stage, or None for language modelling alone.
-        lm_loss: ``plain``, or an implementation that never holds all logits.
+        lm_loss: The implementation, see :class:`prealign_ds.config.KernelSettings`.
     """
 
     def __init__(
@@ -107,6 +108,7 @@ class JointModel(nn.Module):
         self.vocabulary = vocabulary
         self.stage = stage
         self.lm_loss = lm_loss
+        self._loss_of_logits = torch.compile(lm_loss_sum, dynamic=False) if lm_loss == "compiled" else lm_loss_sum
         deepspeed.zero.register_external_parameter(self, model.get_output_embeddings().weight)
 
     def forward(
@@ -147,8 +149,9 @@ class JointModel(nn.Module):
         return loss, log
 
     def _lm_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:
-        if self.lm_loss == "plain":
-            return lm_loss_sum(self.model(input_ids=input_ids, use_cache=False).logits, targets, self.vocabulary)
+        if self.lm_loss in ("plain", "compiled"):
+            logits = self.model(input_ids=input_ids, use_cache=False).logits
+            return self._loss_of_logits(logits, targets, self.vocabulary)
         states = self.model.base_model(input_ids=input_ids, use_cache=False).last_hidden_state
         weight = cast(Tensor, self.model.get_output_embeddings().weight)
         return lm_loss_sum_of_states(states, weight, targets, self.vocabulary, self.lm_loss)

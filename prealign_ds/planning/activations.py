@@ -58,7 +58,7 @@ class MicroStep:
         weight_bytes: Bytes of a weight on the device: 2 (bf16, fp16) or 4.
         autocast: Whether 4-byte weights compute in 2-byte types.
         checkpointing: Whether blocks are recomputed in the backward.
-        chunked: Whether the LM loss never holds all logits (``linear_cross_entropy``).
+        lm_loss: Implementation of the LM loss, as in :class:`prealign_ds.config.KernelSettings`.
         attention: Attention implementation of transformers.
         activation: Implementation of GPT-2's GELU, as in :class:`prealign_ds.config.KernelSettings`.
         keeps_gradients: Whether each ``.grad`` stays on the device from step to step; else it leaves as it is made.
@@ -73,7 +73,7 @@ class MicroStep:
     weight_bytes: int = 2
     autocast: bool = False
     checkpointing: bool = False
-    chunked: bool = False
+    lm_loss: str = "plain"
     attention: str = "sdpa"
     activation: str = "fused"
     keeps_gradients: bool = True
@@ -193,7 +193,7 @@ def _loss(model: PreTrainedModel, step: MicroStep, live: _LiveBytes) -> Tensor:
     live.enter("logits")
     if step.training:
         hidden_BSH.register_hook(lambda _: live.enter("activations"))
-    loss = (_chunked_loss if step.chunked else _plain_loss)(model, hidden_BSH, ids_BS, step)
+    loss = _LM_LOSSES[step.lm_loss](model, hidden_BSH, ids_BS, step)
     if step.words is not None:
         loss.register_hook(lambda _: live.enter("logits"))
         live.enter("alignment")
@@ -203,6 +203,25 @@ def _loss(model: PreTrainedModel, step: MicroStep, live: _LiveBytes) -> Tensor:
 
 def _plain_loss(model: PreTrainedModel, hidden_BSH: Tensor, ids_BS: Tensor, step: MicroStep) -> Tensor:
     return lm_loss_sum(model.get_output_embeddings()(hidden_BSH), ids_BS, step.vocabulary)
+
+
+def _compiled_loss(model: PreTrainedModel, hidden_BSH: Tensor, ids_BS: Tensor, step: MicroStep) -> Tensor:
+    if not step.training:  # evaluations do not compile theirs
+        return _plain_loss(model, hidden_BSH, ids_BS, step)
+    return _CompiledMemory.apply(model.get_output_embeddings()(hidden_BSH))
+
+
+class _CompiledMemory(torch.autograd.Function):
+    """Holds the logits until the backward makes their gradient, both in the model's type, and no more of their size."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_BSV: Tensor) -> Tensor:
+        ctx.save_for_backward(logits_BSV)
+        return logits_BSV.new_zeros((), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> Tensor:
+        return torch.empty_like(ctx.saved_tensors[0])
 
 
 def _chunked_loss(model: PreTrainedModel, hidden_BSH: Tensor, ids_BS: Tensor, step: MicroStep) -> Tensor:
@@ -225,6 +244,9 @@ def _chunked_loss(model: PreTrainedModel, hidden_BSH: Tensor, ids_BS: Tensor, st
     make_rest = partial(torch.empty, len(ids_N) - rows, hidden_NH.shape[1], dtype=weight_VH.dtype)
     losses_n.register_hook(lambda _: rest.append(make_rest()))
     return losses_n.float().sum()
+
+
+_LM_LOSSES = {"plain": _plain_loss, "compiled": _compiled_loss, "chunked": _chunked_loss, "liger": _chunked_loss}
 
 
 class _FirstRows(torch.autograd.Function):

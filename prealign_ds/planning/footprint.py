@@ -26,7 +26,7 @@ from prealign_ds.model import model_config, vocabulary_size
 from prealign_ds.planning.activations import MicroStep, WordShape, micro_step_bytes
 from prealign_ds.planning.zero import Engine, ModelStates, model_states, read_engine
 from prealign_ds.training.gpus import Gpu
-from prealign_ds.training.kernels import LARGE_LOGITS
+from prealign_ds.training.kernels import COMPILED_LOGITS_SHARE
 from prealign_ds.training.plan import StagePlan, plan_stages
 
 GIB = 2**30
@@ -163,14 +163,14 @@ class StageMemory:
         states: What DeepSpeed keeps.
         step: Activations, logits, alignment loss and buckets when a micro-step holds the most.
         evaluation: An evaluation batch's activations and logits.
-        chunked: Whether the LM loss never holds all logits.
+        lm_loss: Implementation of the LM loss.
     """
 
     plan: StagePlan
     states: ModelStates
     step: dict[str, int]
     evaluation: int
-    chunked: bool
+    lm_loss: str
 
     @property
     def parts(self) -> dict[str, int]:
@@ -201,14 +201,15 @@ def stage_memories(settings: RunSettings, machine: Machine, data: Data) -> list[
     engine = read_engine(settings.deepspeed)
     sizes = _parameter_sizes(settings.model.model_dump_json(), settings.data.sequence_length, data.vocabulary)
     states = model_states(engine, list(sizes), machine.world_size)
-    return [_stage_memory(settings, plan, engine, states, data) for plan in plan_stages(settings, machine.world_size)]
+    plans = plan_stages(settings, machine.world_size)
+    return [_stage_memory(settings, machine.gpu, plan, engine, states, data) for plan in plans]
 
 
 def _stage_memory(
-    settings: RunSettings, plan: StagePlan, engine: Engine, states: ModelStates, data: Data
+    settings: RunSettings, gpu: Gpu, plan: StagePlan, engine: Engine, states: ModelStates, data: Data
 ) -> StageMemory:
     model = settings.model.model_dump_json()
-    chunked = not _holds_logits(settings, plan.micro_batch_size, data.vocabulary)
+    lm_loss = _lm_loss(settings, gpu, plan, data.vocabulary)
     step = MicroStep(
         micro_batch_size=plan.micro_batch_size,
         sequence_length=plan.sequence_length,
@@ -216,7 +217,7 @@ def _stage_memory(
         weight_bytes=engine.weight_bytes,
         autocast=engine.autocast,
         checkpointing=settings.model.activation_checkpointing,
-        chunked=chunked,
+        lm_loss=lm_loss,
         attention=settings.kernels.attention,
         activation="plain" if settings.kernels.activation == "plain" else "fused",
         keeps_gradients=engine.keeps_gradients,
@@ -225,14 +226,17 @@ def _stage_memory(
     )
     held_out = replace(step, micro_batch_size=settings.evaluation.batch_size, training=False, words=None)
     evaluation = sum(_step_bytes(model, held_out).values()) if settings.data.held_out else 0
-    return StageMemory(plan, states, _step_bytes(model, step), evaluation, chunked)
+    return StageMemory(plan, states, _step_bytes(model, step), evaluation, lm_loss)
 
 
-def _holds_logits(settings: RunSettings, micro_batch_size: int, vocabulary: int) -> bool:
+def _lm_loss(settings: RunSettings, gpu: Gpu, plan: StagePlan, vocabulary: int) -> str:
+    """What ``training.kernels`` chooses on such a GPU."""
     if settings.kernels.lm_loss != "auto":
-        return settings.kernels.lm_loss == "plain"
-    logits = 4 * micro_batch_size * settings.data.sequence_length * vocabulary
-    return logits < LARGE_LOGITS or not hasattr(functional, "linear_cross_entropy")
+        return settings.kernels.lm_loss
+    logits = 4 * plan.micro_batch_size * plan.sequence_length * vocabulary
+    if logits <= COMPILED_LOGITS_SHARE * gpu.memory_gib * GIB:
+        return "compiled"
+    return "chunked" if hasattr(functional, "linear_cross_entropy") else "plain"
 
 
 def _word_shape(settings: RunSettings, words: Words | None, world_size: int) -> WordShape:

@@ -39,7 +39,8 @@ def propose(settings: RunSettings, machine: Machine, data: Data, most: int = 4) 
     found: list[Proposal] = []
     for overrides, where in _ways(settings, machine):
         proposal = _largest_that_fits(settings, overrides, where, data)
-        if proposal is not None and proposal not in found:
+        # Where the chunked loss is the choice anyway, naming it needs the same memory to the byte.
+        if proposal is not None and all((p.machine, p.needed) != (where, proposal.needed) for p in found):
             found.append(proposal)
         if len(found) == most:
             break
@@ -52,7 +53,7 @@ def _ways(settings: RunSettings, machine: Machine) -> Iterator[tuple[tuple[str, 
     own = [path for path in configs if path.resolve() == settings.deepspeed.resolve()]
     others = configs[configs.index(own[0]) + 1 :] if own else configs
     savings: list[tuple[str, ...]] = [()]
-    if settings.kernels.lm_loss == "plain":
+    if settings.kernels.lm_loss in ("auto", "plain", "compiled"):
         savings.append(("kernels.lm_loss=chunked",))
     if not settings.model.activation_checkpointing:
         savings += [(*saving, "model.activation_checkpointing=true") for saving in tuple(savings)]

@@ -30,7 +30,10 @@ _LOGGER = logging.getLogger(__name__)
 _ADAM_BUILDERS = {False: "FusedAdamBuilder", True: "CPUAdamBuilder"}
 
 LARGE_LOGITS = 2**30
-"""Bytes of a micro-batch's fp32 logits from which the LM loss does not hold them all by default."""
+"""Bytes of a micro-batch's fp32 logits from which the plain LM loss is not the default."""
+
+COMPILED_LOGITS_SHARE = 1 / 8
+"""Share of a GPU's memory up to which the compiled LM loss may hold logits and their gradient by default."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +47,9 @@ class Place:
         zero_stage: ZeRO stage.
         offload: Where the optimizer's state is offloaded to: ``cpu``, ``nvme``, or nothing.
         word_batches: Whether the stage encodes word batches, whose shape changes with every step.
-        logits_bytes: A micro-batch's logits in fp32.
+        logits_bytes: A micro-batch's logits in fp32, or in 16 bits with their gradient.
         linear_head: Whether the logits are the last state times the output embedding and nothing else.
+        memory: Bytes of the GPU; 0 elsewhere.
         chained_gelu: Whether the model has the GELU of GPT-2, which transformers computes in eight operations.
         compiled: Whether the blocks are compiled.
     """
@@ -58,6 +62,7 @@ class Place:
     word_batches: bool
     logits_bytes: int
     linear_head: bool
+    memory: int = 0
     chained_gelu: bool = True
     compiled: bool = False
 
@@ -78,9 +83,11 @@ class Place:
         changes_logits = ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_bias")
         hidden_act = getattr(model_config, "hidden_act", "")
         offload = zero.get("offload_optimizer", {}).get("device", "none")
+        on_gpu = device.type == "cuda"
         return cls(
             device=device.type,
-            capability=torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0),
+            capability=torch.cuda.get_device_capability(device) if on_gpu else (0, 0),
+            memory=torch.cuda.get_device_properties(device).total_memory if on_gpu else 0,
             half=any(deepspeed.get(key, {}).get("enabled") for key in ("bf16", "fp16", "torch_autocast")),
             zero_stage=zero.get("stage", 0),
             offload="" if offload == "none" else offload,
@@ -201,8 +208,15 @@ def _lm_loss(place: Place) -> dict[str, _Candidate]:
     other_head = "" if place.linear_head else "this model's logits are not the output embedding's alone"
     liger = other_head or ("" if place.device == "cuda" else "it needs a GPU")
     liger = liger or ("" if _installed("liger_kernel") else "the package liger-kernel is not installed")
+    compiled = _Candidate(_compiler_obstacle(place))
+    if place.device == "cpu":
+        compiled = replace(compiled, unwise="on a CPU it takes a minute and gains little")
+    elif place.logits_bytes > COMPILED_LOGITS_SHARE * place.memory:
+        held = f"{place.logits_bytes / 2**30:.1f} GiB of logits and their gradient"
+        compiled = replace(compiled, unwise=f"{held} are much of this GPU's {place.memory / 2**30:.0f}")
     old = "" if hasattr(functional, "linear_cross_entropy") else f"PyTorch {torch.__version__} has none; 2.13 has"
     return {
+        "compiled": compiled,
         "liger": _Candidate(liger, small),
         "chunked": _Candidate(other_head or old, small),
         "plain": _Candidate(),
@@ -215,13 +229,18 @@ def _compilation(place: Place) -> dict[str, _Candidate]:
         blocks = _Candidate("ZeRO-3 fetches weights between the operations")
     elif place.word_batches:
         blocks = _Candidate("word batches change their shape with every step")
-    elif place.device == "cuda" and not _installed("triton"):
-        blocks = _Candidate("the package triton is not installed")
-    elif place.device == "cpu" and not shutil.which("g++"):
-        blocks = _Candidate("there is no C++ compiler")
+    elif obstacle := _compiler_obstacle(place):
+        blocks = _Candidate(obstacle)
     elif place.device == "cpu":
         blocks = _Candidate(unwise="on a CPU it takes a minute and gains little")
     return {"blocks": blocks, "off": _Candidate()}
+
+
+def _compiler_obstacle(place: Place) -> str:
+    """Why torch.compile cannot be used here; empty if it can."""
+    if place.device == "cuda":
+        return "" if _installed("triton") else "the package triton is not installed"
+    return "" if shutil.which("g++") else "there is no C++ compiler"
 
 
 def _tf32(place: Place) -> dict[str, _Candidate]:

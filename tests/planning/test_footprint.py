@@ -104,7 +104,7 @@ def test_parameters_are_counted_exactly(recipe):
 @pytest.mark.parametrize(("weight_bytes", "autocast"), [(2, False), (4, True), (4, False)])
 def test_a_few_chunks_of_the_loss_hold_what_all_of_them_hold(monkeypatch, weight_bytes, autocast):
     config = transformers_config(SMALL, 96, 5_000)
-    step = MicroStep(3, 96, 5_000, weight_bytes, autocast, chunked=True)
+    step = MicroStep(3, 96, 5_000, weight_bytes, autocast, lm_loss="chunked")
     few = micro_step_bytes(config, step)
     monkeypatch.setattr(activations, "_CHUNKS", 1_000_000)
     assert micro_step_bytes(config, step) == few
@@ -124,13 +124,13 @@ def test_what_saves_memory_saves_it():
     step = MicroStep(16, 128, 8000)
     plain = micro_step_bytes(config, step)
     assert plain["logits"] >= 16 * 128 * 8000 * (2 + 4 + 4) and plain["alignment"] == plain["buckets"] == 0
-    chunked = micro_step_bytes(config, replace(step, chunked=True))
+    chunked = micro_step_bytes(config, replace(step, lm_loss="chunked"))
     assert sum(chunked.values()) < sum(plain.values()) / 2
-    again = micro_step_bytes(config, replace(step, chunked=True, checkpointing=True))
+    again = micro_step_bytes(config, replace(step, lm_loss="chunked", checkpointing=True))
     assert again["activations"] < chunked["activations"] / 2
     forward = micro_step_bytes(config, replace(step, training=False))
     assert 16 * 128 * 8000 * 2 <= sum(forward.values()) < sum(plain.values())
-    after = micro_step_bytes(config, replace(step, chunked=True, bucket_bytes=10**9))
+    after = micro_step_bytes(config, replace(step, lm_loss="chunked", bucket_bytes=10**9))
     assert after["buckets"] == 10**9
 
 

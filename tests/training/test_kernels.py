@@ -66,6 +66,11 @@ def test_the_chunked_loss_is_the_plain_one(tokenizer, architecture, tied, bf16):
     assert_equal_work(tokenizer, architecture, "chunked", bf16, tied_embeddings=tied)
 
 
+@pytest.mark.parametrize("bf16", [False, True])
+def test_the_compiled_loss_is_the_plain_one(tokenizer, bf16):
+    assert_equal_work(tokenizer, "gpt2", "compiled", bf16)
+
+
 @pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") != "1", reason="on a CPU it takes TRITON_INTERPRET=1")
 def test_ligers_loss_is_the_plain_one(tokenizer):
     pytest.importorskip("liger_kernel", reason="needs the package liger-kernel")
@@ -130,6 +135,10 @@ def test_a_cpu_takes_what_needs_no_compiler(packages):
 
 def test_a_gpu_takes_fused_kernels_as_far_as_they_are_there(packages, monkeypatch):
     assert choose(GPU)[0] == Kernels("sdpa", "deepspeed", "torch", "fused", "liger", "blocks", "off")
+    assert choose(replace(GPU, memory=80 * 2**30))[0].lm_loss == "compiled"
+    assert "lm_loss: liger; not compiled: 8.0 GiB of logits and their gradient are much of this GPU's 40" in "".join(
+        choose(replace(GPU, memory=40 * 2**30))[1]
+    )
     packages -= {"triton", "liger_kernel"}
     packages |= {"apex.normalization", "apex.optimizers"}
     assert choose(GPU)[0] == Kernels("sdpa", "deepspeed", "apex", "fused", "chunked", "off", "off")
