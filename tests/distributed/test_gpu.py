@@ -40,7 +40,15 @@ def test_every_configuration_trains_and_gives_fp32_weights(tmp_path):
 
 @pytest.mark.parametrize(
     "choice",
-    ["lm_loss=compiled", "lm_loss=chunked", "lm_loss=liger", "compile=blocks", "optimizer=deepspeed", "optimizer=apex", "tf32=on"]
+    [
+        "lm_loss=compiled",
+        "lm_loss=chunked",
+        "lm_loss=liger",
+        "compile=blocks",
+        "optimizer=deepspeed",
+        "optimizer=apex",
+        "tf32=on",
+    ]
     + ["normalization=apex", "attention=sdpa", "attention=flash_attention_2"],
 )
 def test_a_kernel_trains_as_the_plain_ones_do(recipe, choice):
