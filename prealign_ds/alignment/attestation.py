@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from prealign_ds.alignment.counting import count_words
-from prealign_ds.alignment.rows import UNSPACED_LANGUAGES
+from prealign_ds.alignment.languages import UNSPACED, base_of
 from prealign_ds.alignment.sources import Pair
 from prealign_ds.words import words_of
 
@@ -22,7 +22,7 @@ def attestations(texts: Iterable[str], language: str, translations: Collection[s
         language: Its code.
         translations: What to look for.
     """
-    if language in UNSPACED_LANGUAGES:
+    if base_of(language) in UNSPACED:
         found = _count_inside(texts, {text.lower() for text in translations})
         return {text: found[text.lower()] for text in translations}
     words: Counter[str] = Counter()

@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prealign_ds.alignment.sources import check_language, parse_json
+from prealign_ds.alignment.languages import check_language
+from prealign_ds.alignment.sources import parse_json
 from prealign_ds.files import numbered_lines
 
 if TYPE_CHECKING:

