@@ -146,18 +146,22 @@ class Run:
 
     def new_model(self, attention: str = "sdpa") -> PreTrainedModel:
         """The model before any training."""
-        model = build_model(self.model_config, self.settings.model, self.settings.seed, attention)
-        if self.settings.model.perfect_alignment:
+        settings = self.settings
+        model = build_model(
+            self.model_config, settings.model, settings.seed, attention, self.tokenizer, self.vocabulary
+        )
+        if settings.model.perfect_alignment:
             align_perfectly(model, torch.from_numpy(clone_ids(self.tokenizer)))
         return model
 
     def saved_model(self, folder: Path) -> PreTrainedModel:
         """A saved model, or that of a complete checkpoint, whole on every rank, in fp32 and ready to evaluate."""
-        model = build_model(self.model_config, self.settings.model, self.settings.seed)
+        settings = self.settings.model.model_copy(update={"start_from": None})
+        model = build_model(self.model_config, settings, self.settings.seed)
         if is_checkpoint(folder):
             set_weights(model, checkpoint_weights(folder), folder)
         else:
-            load_weights(model, folder)
+            load_weights(model, folder, self.vocabulary)
         return model.to(self.world.device).eval()  # type: ignore[arg-type]
 
     def describe(self) -> dict[str, Any]:
