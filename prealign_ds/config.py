@@ -6,6 +6,7 @@ Every field is followed by its description.
 from __future__ import annotations
 
 import re
+from bisect import bisect_right
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -146,6 +147,41 @@ class CodeSwitchSettings(Settings):
     """Probability to switch a word that the table covers."""
     language_weights: dict[str, float] | None = None
     """Share of each language in the switched words; None gives all languages the same."""
+    language_ratios: dict[str, float] | None = None
+    """In place of ratio and language_weights: probability to switch a word into each language. A word without a
+    translation there stays as it is, where weights would give its share to the other languages."""
+    schedule: list[tuple[Tokens, Annotated[float, Field(ge=0)]]] = []
+    """Points (LM tokens of the run, factor of the ratio), with straight lines between them and constant before and
+    after; two points at one place are a step. Empty is constant."""
+
+    @model_validator(mode="after")
+    def _check(self) -> CodeSwitchSettings:
+        if self.language_ratios is not None:
+            if self.language_weights is not None or self.ratio != type(self).model_fields["ratio"].default:
+                raise ValueError("language_ratios: take the place of ratio and language_weights; leave those out")
+            if not self.language_ratios or min(self.language_ratios.values()) < 0:
+                raise ValueError("language_ratios: give a probability of 0 or more for one language or more")
+        if [place for place, _ in self.schedule] != sorted(place for place, _ in self.schedule):
+            raise ValueError("schedule: its points must be in the order of their tokens")
+        largest = self.total_ratio * max([factor for _, factor in self.schedule], default=1.0)
+        if largest > 1:
+            raise ValueError(f"codeswitch: words would be switched with a probability of {largest:g}, above 1")
+        return self
+
+    @property
+    def total_ratio(self) -> float:
+        """Probability to switch a word that the table covers in all languages, before the schedule."""
+        return self.ratio if self.language_ratios is None else sum(self.language_ratios.values())
+
+    def ratio_at(self, tokens: int) -> float:
+        """Probability to switch a covered word in a sample that begins ``tokens`` LM tokens into the run."""
+        after = bisect_right([place for place, _ in self.schedule], tokens)
+        if after == 0 or after == len(self.schedule):
+            factor = self.schedule[max(0, after - 1)][1] if self.schedule else 1.0
+        else:
+            (low, first), (high, last) = self.schedule[after - 1 : after + 1]
+            factor = first + (last - first) * (tokens - low) / (high - low)
+        return self.total_ratio * factor
 
 
 class OptimizerSettings(Settings):
@@ -222,6 +258,8 @@ class AlignSettings(StageSettings):
     """Source entries in a step's GLOBAL word batch, whatever the number of ranks."""
     translations_per_language: int = Field(1, ge=1)
     """At most this many translations of an entry in each language and step."""
+    language_weights: dict[str, Annotated[float, Field(ge=0, le=1)]] = {}
+    """Probability that a word's translations in a language take part when the word is drawn; 1 where none is given."""
     temperature: float = Field(0.1, gt=0)
     """tau in Eq. 2."""
     weight: float = Field(1.0, ge=0)
@@ -402,7 +440,7 @@ class RunSettings(Settings):
     @property
     def switches(self) -> bool:
         """Whether stage 2 code-switches."""
-        return "pretrain" in self.stages and self.codeswitch.mode != "off" and self.codeswitch.ratio > 0
+        return "pretrain" in self.stages and self.codeswitch.mode != "off" and self.codeswitch.total_ratio > 0
 
     @property
     def has_clone(self) -> bool:

@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from prealign_ds.config import CodeSwitchSettings
 from prealign_ds.recipe import dump_settings, load_settings
 
 MINIMAL = {
@@ -50,8 +51,35 @@ def test_optional_evaluations_are_sections_of_their_own(tmp_path):
         load_settings(write(tmp_path), ["evaluation.leakage.sample=50"])
 
 
+def test_code_switching_follows_its_schedule():
+    switch = CodeSwitchSettings(ratio=0.1, schedule=[["1k", 0], ["2k", 1.0], [3000, 1.0], [3000, 0.5]])
+    found = [switch.ratio_at(tokens) for tokens in (0, 1000, 1500, 2000, 2999, 3000, 10**12)]
+    assert found == pytest.approx([0, 0, 0.05, 0.1, 0.1, 0.05, 0.05])
+    assert CodeSwitchSettings(ratio=0.1).ratio_at(5) == 0.1
+    by_language = CodeSwitchSettings(language_ratios={"de": 0.02, "ru": 0.03})
+    assert by_language.total_ratio == pytest.approx(0.05)
+    assert CodeSwitchSettings(**by_language.model_dump()) == by_language
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"language_ratios": {"de": 0.1}, "ratio": 0.2}, "take the place of ratio and language_weights"),
+        ({"language_ratios": {"de": 0.1}, "language_weights": {"de": 1}}, "take the place of ratio"),
+        ({"language_ratios": {"de": -0.1}}, "give a probability of 0 or more"),
+        ({"language_ratios": {}}, "give a probability of 0 or more for one language or more"),
+        ({"schedule": [[2000, 1], [1000, 0]]}, "must be in the order of their tokens"),
+        ({"ratio": 0.5, "schedule": [[0, 1], [1000, 3]]}, "with a probability of 1.5, above 1"),
+    ],
+)
+def test_code_switching_that_cannot_be(values, message):
+    with pytest.raises(ValueError, match=message):
+        CodeSwitchSettings(**values)
+
+
 def test_round_trip(tmp_path):
-    settings = load_settings(write(tmp_path), ["codeswitch.mode=off"])
+    settings = load_settings(write(tmp_path), ["codeswitch.mode=off", "codeswitch.schedule=[[0, 0.5], [1k, 1]]"])
+    assert settings.codeswitch.schedule == [(0, 0.5), (1000, 1.0)]
     again = tmp_path / "again.yaml"
     again.write_text(dump_settings(settings))
     assert load_settings(again) == settings

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -65,18 +66,30 @@ class WordBatches:
         words_per_step: Source entries in a GLOBAL batch.
         translations_per_language: At most this many translations of an entry in each language, drawn for each step.
         seed: Decides the order of W and the draws.
+        language_weights: Probability that an entry's translations in a language take part in a step; 1 if not given.
 
     Raises:
-        ValueError: If a step would hold no words.
+        ValueError: If a step would hold no words, or a weight is of a language that the table does not have.
     """
 
-    def __init__(self, rows: TableRows, words_per_step: int, translations_per_language: int, seed: int):
+    def __init__(
+        self,
+        rows: TableRows,
+        words_per_step: int,
+        translations_per_language: int,
+        seed: int,
+        language_weights: Mapping[str, float] | None = None,
+    ):
         if words_per_step < 1 or translations_per_language < 1:
             raise ValueError("align.words_per_step and align.translations_per_language: give 1 or more")
         self.rows = rows
         self.words_per_step = words_per_step
         self.translations_per_language = translations_per_language
         self.seed = seed
+        weights = dict(language_weights or {})
+        if unknown := sorted(weights.keys() - set(rows.languages)):
+            raise ValueError(f"align.language_weights: {unknown} are not of the table's languages {rows.languages}")
+        self._weights = np.array([weights.get(language, 1.0) for language in rows.languages])
 
     def entries(self, step: int) -> np.ndarray:
         """The distinct table words of a step, ascending."""
@@ -95,7 +108,7 @@ class WordBatches:
         rows, words = self.rows, self.entries(step)
         begins = np.searchsorted(rows.edge_word, words, side="left")
         edges = expand_ranges(begins, np.searchsorted(rows.edge_word, words, side="right"))
-        edges = edges[~rows.edge_held_out[edges]]
+        edges = edges[~rows.edge_held_out[edges] & self._takes_part(step, edges)]
         draws = mix_array(edges.astype(np.uint64) ^ np.uint64(key_of("translations", self.seed, step)))
         order = np.lexsort((draws, rows.edge_language[edges], rows.edge_word[edges]))
         edges = edges[order]
@@ -108,6 +121,15 @@ class WordBatches:
             np.searchsorted(rows.pair_edge, chosen, side="left"), np.searchsorted(rows.pair_edge, chosen, side="right")
         )
         return np.unique(rows.pairs[pairs])
+
+    def _takes_part(self, step: int, edges: np.ndarray) -> np.ndarray:
+        """Whether the language of each edge is drawn for its word in this step: bool, as many as edges."""
+        language = self.rows.edge_language[edges].astype(np.int64)
+        if (self._weights == 1).all():
+            return np.ones(len(edges), dtype=bool)
+        groups = (self.rows.edge_word[edges] * len(self._weights) + language).astype(np.uint64)
+        draws = mix_array(groups ^ np.uint64(key_of("languages", self.seed, step)))
+        return (draws >> np.uint64(11)) * 2.0**-53 < self._weights[language]
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> WordBatch:
         """The share of ``rank`` in step ``step``'s batch; the shares of all ranks, one after the other, make the whole.

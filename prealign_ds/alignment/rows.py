@@ -82,6 +82,7 @@ class TableRows:
         if not len(self.pairs):
             raise ValueError("the alignment table has no pair whose two sides differ in tokens; check table.path")
         held_out = table.edge_held_out[self.pair_edge]
+        self.languages = table.languages
         self.edge_word = table.edge_word
         self.edge_language = table.edge_language
         self.edge_held_out = table.edge_held_out

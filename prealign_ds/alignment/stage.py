@@ -32,7 +32,9 @@ class AlignmentStage:
     def __init__(self, table: AlignmentTable, tokenizer: PreTrainedTokenizerFast, settings: AlignSettings, seed: int):
         self.settings = settings
         self.rows = TableRows(table, tokenizer, settings.positives)
-        self._batches = WordBatches(self.rows, settings.words_per_step, settings.translations_per_language, seed)
+        self._batches = WordBatches(
+            self.rows, settings.words_per_step, settings.translations_per_language, seed, settings.language_weights
+        )
 
     def batch(self, step: int, rank: int = 0, world: int = 1) -> WordBatch:
         """The words of step ``step`` that rank ``rank`` of ``world`` encodes; a pure function of its arguments."""

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from array import array
 from bisect import bisect_right
@@ -75,6 +76,8 @@ class CodeSwitcher:
         mode: ``input_only`` (Eq. 6) or ``vanilla`` (Eq. 5).
         language_weights: Share of each language in the switched words; languages that are absent are not used.
             None gives every language of the table the same share.
+        fixed_shares: Whether a language keeps its share where a word has no translation in it, so that the word then
+            stays as it is; else the other languages share it.
 
     Raises:
         ValueError: If a weight is negative, or names a language that the table does not have.
@@ -86,6 +89,7 @@ class CodeSwitcher:
         tokenizer: PreTrainedTokenizerFast,
         mode: Mode = "input_only",
         language_weights: Mapping[str, float] | None = None,
+        fixed_shares: bool = False,
     ):
         self.mode = mode
         self._table = table
@@ -96,11 +100,12 @@ class CodeSwitcher:
                     f"code-switch weight {language}: {weight}: weights are 0 or more, and of the table's languages "
                     f"{sorted(table.languages)}"
                 )
+        self._whole = sum(self._weights.values()) if fixed_shares else None
         self._encode = FragmentEncoder(tokenizer)
         self._words = WordFinder(self._encode.pieces)
         self._clone_ids = clone_ids(tokenizer)
         # The replacements of all words seen so far, in columns: few objects, few cache misses. A word as it is spelled
-        # in tokens has a range of them, over which ``_cumulative`` rises to 1.
+        # in tokens has a range of them, over which ``_cumulative`` rises to 1, or less.
         self._choices: dict[bytes, range] = {}
         self._cumulative = array("d")
         self._replacements: list[bytes] = []
@@ -176,6 +181,8 @@ class CodeSwitcher:
                 choices = self._find_choices(spelling)
             if choices:
                 choice = bisect_right(cumulative, draw, choices.start, choices.stop)
+                if choice == choices.stop:  # the share of a language that the word lacks
+                    continue
                 replacement = replacements[choice]
                 inputs += raw[shown:begin], replacement
                 targets += raw[due : begin + _SIZE], _IGNORED * (len(replacement) // _SIZE - 1)
@@ -208,8 +215,9 @@ class CodeSwitcher:
             replacements += [ids.tobytes() for ids in found]
             languages += [language] * len(found)
             probabilities += [self._weights[language] / max(1, len(found))] * len(found)
-        cumulative = np.cumsum(probabilities) / np.sum(probabilities) if probabilities else np.empty(0)
-        cumulative[-1:] = 1.0
+        cumulative = np.cumsum(probabilities) / (self._whole or np.sum(probabilities)) if probabilities else np.empty(0)
+        if self._whole is None or math.isclose(sum(probabilities), self._whole):
+            cumulative[-1:] = 1.0
         with _COLUMNS_GROW:
             choices = range(len(self._replacements), len(self._replacements) + len(replacements))
             self._replacements += replacements

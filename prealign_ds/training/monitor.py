@@ -192,13 +192,14 @@ class StageLog:
             if name in totals:
                 record[name] = [value / applied for value in totals[name]]
         if totals.get("num_words", [0])[0]:
+            switch = self._run.settings.codeswitch
             words, drawn = totals["num_words"][0], totals["num_drawn"][0]
             switched = {name.partition(".")[2]: n[0] for name, n in totals.items() if name.startswith("switched.")}
             coverage = sum(switched.values()) / drawn if drawn else None
             record["codeswitch_rate"] = sum(switched.values()) / words
             record["codeswitch_rate_by_language"] = {name: number / words for name, number in switched.items()}
             record["codeswitch_coverage"] = coverage
-            record["codeswitch_expected_rate"] = coverage and coverage * self._run.settings.codeswitch.ratio
+            record["codeswitch_expected_rate"] = coverage and coverage * switch.ratio_at(record["tokens"])
         self._metrics.append(record)
         monitor = self._engine.monitor
         if monitor is not None and monitor.enabled:

@@ -100,7 +100,9 @@ class Run:
         switcher = None
         if stage == "pretrain" and settings.switches:
             switch = settings.codeswitch
-            switcher = CodeSwitcher(self.table, self.tokenizer, switch.mode, switch.language_weights)
+            weights = switch.language_ratios or switch.language_weights
+            fixed = switch.language_ratios is not None
+            switcher = CodeSwitcher(self.table, self.tokenizer, switch.mode, weights, fixed)
         corpora = [
             StreamCorpus(
                 corpus.name,
@@ -117,7 +119,7 @@ class Run:
             settings.data.sequence_length,
             settings.seed,
             switcher,
-            settings.codeswitch.ratio,
+            lambda sample: settings.codeswitch.ratio_at(sample * settings.data.sequence_length),
             settings.data.blend_block,
             self.knowledge,
         )

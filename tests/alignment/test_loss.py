@@ -192,6 +192,24 @@ def test_word_batches_visit_every_word_once_an_epoch_and_share_rows_over_ranks(t
         assert tuple(set().union(*parts) for parts in zip(*found, strict=True)) == expected
 
 
+def test_a_languages_weight_is_the_share_of_words_that_it_takes_part_in(tokenizer):
+    words = [f"{a}{b}" for a in "abcdefghijklmnop" for b in "abcdefghijklmnop"]
+    rows = rows_of(
+        tokenizer, [(word, code, f"{word}{end}") for word in words for code, end in (("de", "x"), ("ru", "y"))]
+    )
+    weighed = WordBatches(rows, 256, 1, seed=4, language_weights={"ru": 0.25})
+    counts = []
+    for step in range(20):
+        shown = [name for name in names(rows, tokenizer, weighed.row_ids(step))]
+        counts.append(sum(name.endswith("y") and len(name) == 4 for name in shown))
+        assert sum(name.endswith("x") and len(name) == 4 for name in shown) == 256
+        assert np.array_equal(weighed.row_ids(step), weighed.row_ids(step))
+    assert np.mean(counts) / 256 == pytest.approx(0.25, abs=0.03) and len(set(counts)) > 1
+    assert len(WordBatches(rows, 256, 1, 4, {"ru": 0.0}).row_ids(0)) == 512
+    with pytest.raises(ValueError, match=r"align.language_weights: \['fr'\] are not of the table's languages"):
+        WordBatches(rows, 256, 1, 4, {"fr": 0.5})
+
+
 def pair_names(rows, batch, columns, first):
     """(positive pairs, excluded pairs) of a share, as row ids."""
     return tuple(

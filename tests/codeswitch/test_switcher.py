@@ -233,3 +233,15 @@ def Counter_counts(text):
 def test_unknown_language_weights_are_refused(tokenizer):
     with pytest.raises(ValueError, match=r"code-switch weight fr: 1.0: .*\['de'\]"):
         CodeSwitcher(make_table({"a": ["b"]}), tokenizer, "input_only", {"fr": 1.0})
+
+
+def test_ratios_by_language_leave_a_word_as_it_is_where_the_language_lacks_it(tokenizer):
+    pairs = [Pair("the", "de", "das", "t"), Pair("the", "ru", "это", "t"), Pair("a", "de", "eins", "t")]
+    table = AlignmentTable.from_pairs({"the": WordCount(10, 10), "a": WordCount(10, 10)}, pairs)
+    tokens = np.tile(encode(tokenizer, " the a"), 20_000)
+    ratios = {"de": 0.02, "ru": 0.06}
+    switch = CodeSwitcher(table, tokenizer, "input_only", ratios, fixed_shares=True)
+    done = switch(Row(tokens), 0, len(tokens) - 2, 0.08, 5)
+    assert done.num_switched["de"] / done.num_words == pytest.approx(0.02, rel=0.1)
+    assert done.num_switched["ru"] / done.num_words == pytest.approx(0.03, rel=0.1), "half of the words have none"
+    assert done.num_drawn / done.num_words == pytest.approx(0.08, rel=0.05)
