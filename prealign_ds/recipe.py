@@ -141,7 +141,7 @@ def check_same_run(settings: RunSettings) -> None:
                 "run; choose another run_dir"
             )
         return
-    old, new = _flat(load_settings(path)), _flat(settings)
+    old, new = flat(load_settings(path)), flat(settings)
     may_change = _MAY_CHANGE + (_DATA if settings.checkpoint.accept_other_data else ())
     changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     changed = [key for key in changed if not key.startswith(may_change)]
@@ -155,11 +155,12 @@ def check_same_run(settings: RunSettings) -> None:
         )
 
 
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+def flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted keys and their values; those of a list are its places."""
     if isinstance(value, BaseModel):
         value = value.model_dump(mode="json")
     if isinstance(value, list):
         value = {str(place): item for place, item in enumerate(value)}
     if not isinstance(value, dict):
         return {prefix: value}
-    return {k: v for name, item in value.items() for k, v in _flat(item, f"{prefix}.{name}".lstrip(".")).items()}
+    return {k: v for name, item in value.items() for k, v in flat(item, f"{prefix}.{name}".lstrip(".")).items()}

@@ -17,6 +17,7 @@ FLOORS = [
     ("evaluation",),
     ("training",),
     ("planning",),
+    ("reporting",),
     ("reproduction",),
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -1,0 +1,1 @@
+"""What finished and unfinished runs look like: numbers, curves and words on one self-contained HTML page."""
