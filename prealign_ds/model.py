@@ -36,7 +36,10 @@ _COMMON_NAMES = {
     "num_heads": "num_attention_heads",
     "sequence_length": "max_position_embeddings",
 }
-_WITHOUT_EFFECT = ("vocab_size", "max_position_embeddings", "initializer_range", "pretraining_tp", "classifier_dropout")
+_WITHOUT_EFFECT = (
+    "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
+    "initializer_range", "pretraining_tp", "classifier_dropout",
+)  # fmt: skip
 _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop", "attention_dropout", "hidden_dropout")
 
 
@@ -169,16 +172,21 @@ def _check_architecture(path: Path, theirs: dict[str, Any], ours: dict[str, Any]
     ignored = (PreTrainedConfig().to_dict().keys() | {*_DROPOUTS, *_WITHOUT_EFFECT}) - {"tie_word_embeddings"}
     settings = {name: f"model.{key}" for names in (_GPT2_NAMES, _COMMON_NAMES) for key, name in names.items()}
     settings |= {"tie_word_embeddings": "model.tied_embeddings", "n_positions": "model.overrides.n_positions"}
-    lines, words = [], []
-    for key in ours.keys() - ignored:
-        if key.startswith("summary_") or theirs.get(key) == ours[key]:
-            continue
+    differ = {
+        key
+        for key in ours.keys() - ignored
+        if not key.startswith("summary_") and theirs.get(key) != ours[key]  # that of GPT-2's other tasks
+    }
+    # What follows from the width or the heads changes with them, even where it is the same now.
+    follow = {"intermediate_size", "num_key_value_heads", "head_dim"} & ours.keys() & theirs.keys()
+    words = []
+    for key in differ | (follow if differ & {"hidden_size", "num_attention_heads"} else set()):
         name = settings.get(key, f"model.overrides.{key}")
         if key == "n_positions" and theirs[key] < ours[key]:
             name = "data.sequence_length"  # the model has no more positions
         value = yaml.safe_dump(theirs.get(key), default_flow_style=True, width=1000).removesuffix("...\n").strip()
-        lines.append(f"  {key}: {theirs.get(key)!r} there, {ours[key]!r} in the recipe")
         words.append(shlex.quote(f"{name}={value}"))
+    lines = [f"  {key}: {theirs.get(key)!r} there, {ours[key]!r} in the recipe" for key in differ]
     if lines:
         raise ValueError(
             "\n".join([f"{path}: another model than the recipe's:", *sorted(lines)])
@@ -191,7 +199,10 @@ def _check_tokens(path: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     if not path.is_file():
         _LOGGER.warning("%s: not there; nothing says that this model's ids are those of data.tokenizer", path)
         return
-    theirs = Tokenizer.from_file(str(path)).get_vocab()
+    try:
+        theirs = Tokenizer.from_file(str(path)).get_vocab()
+    except Exception as error:  # tokenizers has no class of its own
+        raise ValueError(f"{path}: not a readable tokenizer ({error}); copy it again") from error
     for token, number in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1]):
         if theirs.get(token) != number:
             raise ValueError(

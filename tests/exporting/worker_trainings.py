@@ -1,4 +1,4 @@
-"""Trains tiny models for the export: worker_trainings.py FOLDER RANKS; the 1 or 2 ranks train what is theirs."""
+"""Tiny trainings for the export, of one step a stage: those of two ranks when this is a script, with their folder."""
 
 import gc
 import sys
@@ -12,24 +12,27 @@ from prealign_ds.training.loop import train
 from prealign_ds.training.preemption import stoppable
 from prealign_ds.training.run import Run
 
-UNTIED, LLAMA = "model.tied_embeddings=false", "model.architecture=llama"
-RUNS = {
-    "1": {"zero0": (0, []), "zero2_llama": (2, [LLAMA, UNTIED]), "zero3_untied": (3, [UNTIED])},
-    "2": {"zero1_two": (1, [LLAMA]), "zero2_two": (2, [UNTIED]), "zero3_two": (3, [LLAMA, UNTIED])},
+UNTIED, LLAMA, QUICK = "model.tied_embeddings=false", "model.architecture=llama", "data.held_out=[]"
+PLAIN = ("stages=[pretrain]", "codeswitch.mode=off", QUICK)
+ALONE = {"zero0": (0, []), "zero2": (2, [LLAMA, UNTIED, *PLAIN]), "zero3": (3, [UNTIED, *PLAIN])}
+TWO_RANKS = {
+    "zero1_two": (1, [LLAMA, *PLAIN]),
+    "zero2_two": (2, [UNTIED, *PLAIN]),
+    "zero3_two": (3, [LLAMA, UNTIED, QUICK]),
 }
 
 
-def main():
-    folder, ranks = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
-    world = join_world(int(ranks))
+def train_all(runs, folder):
+    world = join_world()
     with stoppable(world, None) as stop:
-        for name, (stage, overrides) in RUNS[ranks].items():
+        for name, (stage, overrides) in runs.items():
             words = [f"run_dir={folder}/{name}", f"deepspeed=tests/distributed/zero{stage}_fp32.json", *overrides]
             settings = load_settings(f"{folder}/recipe.yaml", words)
             train(Run(settings, world), stop)
             gc.collect()
+    leave_world()
 
 
 if __name__ == "__main__":
-    main()
-    leave_world()
+    (folder,) = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
+    train_all(TWO_RANKS, folder)

@@ -1,0 +1,1 @@
+"""What a machine has and a recipe needs, looked at before anything is trained."""
