@@ -7,7 +7,7 @@ import pytest
 from conftest import REPOSITORY
 
 FLOORS = [
-    ("files", "randomness", "words", "cli", "config", "recipe"),
+    ("files", "randomness", "words", "languages", "cli", "config", "recipe"),
     ("corpus",),
     ("model",),
     ("alignment",),
@@ -18,7 +18,7 @@ FLOORS = [
     ("training",),
     ("planning",),
     ("reporting",),
-    ("reproduction",),
+    ("reproduction", "plugins", "exporting", "doctoring"),
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 MODULES = sorted((REPOSITORY / "prealign_ds").rglob("*.py"))

@@ -30,6 +30,9 @@ def main() -> None:
     parser.add_argument("--splits", default="train=0.98,valid=0.02", help="share of each split, by pages")
     parser.add_argument("--seed", type=int, default=0, help="decides the split of a page")
     parser.add_argument("--limit-bytes", type=float, help="stop after this much text")
+    parser.add_argument(
+        "--own-language", action="store_true", help="leave out paragraphs in English, where nobody has translated them"
+    )
     parser.add_argument("--text-key", default="text", help="key or column of the text")
     arguments = parser.parse_args()
     corpus = fetch(
@@ -40,6 +43,7 @@ def main() -> None:
         arguments.seed,
         int(arguments.limit_bytes) if arguments.limit_bytes else None,
         arguments.text_key,
+        own_language=arguments.own_language,
     )
     manifest = corpus.manifest
     print(

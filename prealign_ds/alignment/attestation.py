@@ -6,8 +6,8 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from prealign_ds.alignment.counting import count_words
-from prealign_ds.alignment.languages import UNSPACED, base_of
 from prealign_ds.alignment.sources import Pair
+from prealign_ds.languages import UNSPACED, base_of
 from prealign_ds.words import words_of
 
 

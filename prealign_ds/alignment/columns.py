@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from prealign_ds.alignment.languages import check_language
 from prealign_ds.alignment.sources import parse_json
 from prealign_ds.files import numbered_lines
+from prealign_ds.languages import check_language
 
 if TYPE_CHECKING:
     from prealign_ds.alignment.table import AlignmentTable

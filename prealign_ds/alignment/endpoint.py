@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 
 from pydantic import Field, model_validator
 
-from prealign_ds.alignment.languages import check_language
 from prealign_ds.config import Settings
+from prealign_ds.languages import check_language
 
 _MOST_ANSWER_BYTES = 16 << 20
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 
-from prealign_ds.alignment.languages import UNSPACED, base_of, foreign_to
 from prealign_ds.alignment.sources import Pair
 from prealign_ds.corpus.clone import CLONE_LANGUAGE
+from prealign_ds.languages import UNSPACED, base_of, foreign_to
 
 MOST_CHARACTERS = 60
 MOST_SENSES = 100

@@ -9,8 +9,8 @@ from xml.etree import ElementTree
 
 import regex
 
-from prealign_ds.alignment.languages import two_letters
 from prealign_ds.files import open_text
+from prealign_ds.languages import two_letters
 
 _CEDICT = regex.compile(r"(\S+) (\S+) \[[^\]]*\] /(.+)/")
 _NO_TRANSLATION = regex.compile(

@@ -12,10 +12,10 @@ from typing import Literal
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
-from prealign_ds.alignment.languages import UNSPACED, base_of
 from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.corpus.clone import CLONE_LANGUAGE, clone_ids
 from prealign_ds.corpus.tokenizer import FragmentEncoder
+from prealign_ds.languages import UNSPACED, base_of
 
 _MINOR_FORM = 0.1
 

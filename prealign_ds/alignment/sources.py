@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from prealign_ds.alignment.dictd import Article, articles, freedict_translations, mueller_translations
-from prealign_ds.alignment.languages import check_language
 from prealign_ds.alignment.lexicons import cedict_pairs, panlex_pair, tei_entries, wiktionary_pairs
 from prealign_ds.corpus.fetch import unpacked_package, unpacked_wheel
 from prealign_ds.files import numbered_lines
+from prealign_ds.languages import check_language
 
 COMPRESSIONS = (".gz", ".xz", ".zst")
 _PACKAGED = re.compile(r"freedict-[a-z]{3}-[a-z]{3}|mueller7")

@@ -14,10 +14,10 @@ import numpy as np
 
 from prealign_ds.alignment.columns import Columns, read_jsonl, read_parquet, write_jsonl, write_parquet
 from prealign_ds.alignment.counting import WordCount
-from prealign_ds.alignment.languages import check_language
 from prealign_ds.alignment.sources import Pair
 from prealign_ds.corpus.clone import CLONE_LANGUAGE
 from prealign_ds.files import atomic_write
+from prealign_ds.languages import check_language
 from prealign_ds.randomness import key_of, uniform
 
 

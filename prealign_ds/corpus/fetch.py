@@ -16,6 +16,7 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ import zstandard
 from tqdm import tqdm
 
 from prealign_ds.corpus.documents import FORMAT, MANIFEST, Document, TextCorpus, check_splits, kind_of, read_file
+from prealign_ds.corpus.own_language import own_paragraphs
 from prealign_ds.files import atomic_write, digest_of, fsync_path, open_text, read_json, sha256_file, write_json
 from prealign_ds.randomness import key_of
 
@@ -40,6 +42,7 @@ def fetch(
     limit_bytes: int | None = None,
     text_key: str = "text",
     shard_bytes: int = SHARD_BYTES,
+    own_language: bool = False,
 ) -> TextCorpus:
     """Write the documents of ``sources`` as a text corpus; at once if it is there already.
 
@@ -56,15 +59,20 @@ def fetch(
         limit_bytes: Stop after this much UTF-8 text.
         text_key: Key or column of the text.
         shard_bytes: Text in a shard.
+        own_language: Leave out paragraphs that are in English and not in ``language``.
 
     Raises:
         ValueError: If a source cannot be read, holds no text, or ``output`` holds something else.
     """
     output = Path(output)
+    if own_language:
+        own_paragraphs("", language)  # raises where it cannot be told
     request: dict[str, Any] = {
         "sources": list(sources), "language": language, "splits": check_splits(splits), "seed": seed,
         "limit_bytes": limit_bytes, "text_key": text_key, "shard_bytes": shard_bytes,
     }  # fmt: skip
+    if own_language:
+        request["own_language"] = True
     if output.exists():
         return _same_corpus(output, request)
     work = output.with_name(f".{output.name}.fetching")
@@ -74,10 +82,11 @@ def fetch(
     else:
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
+    documents = _documents(sources, text_key, state["consumed"])
+    if own_language:
+        documents = (replace(d, text=own_paragraphs(d.text, language)) for d in documents)
     try:
-        _write_shards(
-            work, state, _documents(sources, text_key, state["consumed"]), limit_bytes or 1 << 62, shard_bytes
-        )
+        _write_shards(work, state, documents, limit_bytes or 1 << 62, shard_bytes)
         if not state["shards"]:
             raise ValueError(f"{', '.join(sources)}: no text found; nothing was written")
     finally:

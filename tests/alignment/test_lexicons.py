@@ -2,8 +2,8 @@ import json
 
 import pytest
 
-from prealign_ds.alignment.languages import check_language, foreign_to, two_letters
 from prealign_ds.alignment.sources import read_pairs
+from prealign_ds.languages import check_language, foreign_to, two_letters
 
 CEDICT = """# CC-CEDICT
 鋼琴 钢琴 [gang1 qin2] /piano/CL:架[jia4],臺|台[tai2]/

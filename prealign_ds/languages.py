@@ -77,6 +77,11 @@ def two_letters(code: str) -> str:
     return _TWO_LETTERS.get(code, code)
 
 
+def letters_of(language: str) -> str | None:
+    """The letters of a language's script, as the inside of a character class; None where it is not known."""
+    return _LETTERS_OF.get(base_of(language))
+
+
 @cache
 def foreign_to(language: str) -> regex.Pattern[str] | None:
     """A pattern that finds what no text in a language has: only letters of another script, or one of a third script.
@@ -84,7 +89,7 @@ def foreign_to(language: str) -> regex.Pattern[str] | None:
     Latin letters may stand among others (DNA-тест), but not alone. None where the script is not known, or several are
     usual.
     """
-    letters = _LETTERS_OF.get(base_of(language))
+    letters = letters_of(language)
     if letters is None:
         return None
     others = rf"[\p{{L}}--[{letters}\p{{Latin}}]]"
