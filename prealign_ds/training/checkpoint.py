@@ -310,11 +310,38 @@ def checkpoint_weights(folder: Path) -> dict[str, Tensor]:
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     if _verified(folder)["layout"]["zero_stage"]:
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
+        weights = _bf16_optimizer_weights(folder)
+        if not weights:
+            weights = get_fp32_state_dict_from_zero_checkpoint(str(folder.parent), tag=folder.name)
     else:
         file = folder / "mp_rank_00_model_states.pt"
         weights = torch.load(file, map_location="cpu", weights_only=False)["module"]
     return {name.removeprefix("model."): tensor.float() for name, tensor in weights.items()}
+
+
+def _bf16_optimizer_weights(folder: Path) -> dict[str, Tensor]:
+    """The fp32 weights of ``BF16_Optimizer`` (ZeRO-1 in bf16), whose files DeepSpeed's own reader refuses.
+
+    Each rank holds a piece of the flat weights of each group, and where in it which parameter's share lies.
+
+    Returns:
+        Nothing where the checkpoint is another optimizer's.
+    """
+
+    def rank_of(file: Path) -> int:
+        return int(file.name.split("pp_rank_")[-1].split("_")[0])
+
+    shares: dict[str, list[Tensor]] = {}
+    for file in sorted(folder.glob("*_optim_states.pt"), key=rank_of):
+        state = torch.load(file, map_location="cpu", weights_only=False, mmap=True)["optimizer_state_dict"]
+        if "zero_stage" in state or "param_slice_mappings" not in state:
+            return {}
+        for flat, places in zip(state["single_partition_of_fp32_groups"], state["param_slice_mappings"], strict=True):
+            for name, place in places.items():
+                shares.setdefault(name, []).append(flat.narrow(0, place.start, place.numel))
+    groups = torch.load(folder / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False)["param_shapes"]
+    shapes = {name: shape for group in groups for name, shape in group.items()} if shares else {}
+    return {name: torch.cat(shares[name]).reshape(shape) for name, shape in shapes.items()}
 
 
 def save_model(

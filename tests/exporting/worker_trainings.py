@@ -17,6 +17,7 @@ PLAIN = ("stages=[pretrain]", "codeswitch.mode=off", QUICK)
 ALONE = {"zero0": (0, []), "zero2": (2, [LLAMA, UNTIED, *PLAIN]), "zero3": (3, [UNTIED, *PLAIN])}
 TWO_RANKS = {
     "zero1_two": (1, [LLAMA, *PLAIN]),
+    "zero1_bf16_two": (1, ["deepspeed=ds_configs/zero1_bf16.json", *PLAIN]),
     "zero2_two": (2, [UNTIED, *PLAIN]),
     "zero3_two": (3, [LLAMA, UNTIED, QUICK]),
 }
