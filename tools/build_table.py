@@ -29,13 +29,13 @@ from prealign_ds.alignment.counting import WordCount, count_words
 from prealign_ds.alignment.endpoint import ChatSettings
 from prealign_ds.alignment.filters import FUNCTION_WORDS, plausible
 from prealign_ds.alignment.inflections import with_inflections
-from prealign_ds.alignment.languages import check_language
 from prealign_ds.alignment.quality import details, qualities, summary
 from prealign_ds.alignment.sources import Pair, fetch_packaged, read_pairs
 from prealign_ds.alignment.table import AlignmentTable, table_suffix
 from prealign_ds.cli import run
 from prealign_ds.corpus.documents import TextCorpus
 from prealign_ds.files import atomic_write, numbered_lines
+from prealign_ds.languages import check_language
 from prealign_ds.recipe import parse_settings, read_yaml
 
 
