@@ -45,6 +45,6 @@ def made_up_pairs(counts: Mapping[str, WordCount], seed: int = 0) -> Iterator[Pa
     rng = random.Random(seed)
     for word in counts:
         if word[0].isalpha():
-            for language in ("aa", "bb", "cc", "dd"):
+            for language in ("de", "es", "fr", "it"):
                 for _ in range(rng.randint(1, 5)):
                     yield Pair(word, language, "".join(rng.choices(_SYLLABLES, k=rng.randint(1, 4))), "made-up")
