@@ -369,13 +369,28 @@ class GuardSettings(Settings):
     """Before the first step, run the largest batches forward, so that memory that does not suffice shows at once."""
 
 
+class WandbSettings(Settings):
+    """Weights & Biases. Its key comes from the environment (WANDB_API_KEY) and is never a setting."""
+
+    project: str = Field(min_length=1)
+    """Project."""
+    group: str | None = None
+    """Group of runs; None is the name of run_dir. Each start of the training is a W&B run of its own."""
+    team: str | None = None
+    """Team or user; None is the default of the key."""
+
+
 class LogSettings(Settings):
-    """Logs."""
+    """Logs; metrics.jsonl and eval.jsonl are always written, and exact after a resume. The rest only grows."""
 
     every_steps: int = Field(1, ge=1)
     """Steps between lines in metrics.jsonl."""
     tensorboard: bool = False
     """Also write TensorBoard events, through DeepSpeed's monitor."""
+    csv: bool = False
+    """Also write a CSV file for each number into run_dir/csv, through DeepSpeed's monitor."""
+    wandb: WandbSettings | None = None
+    """Also send the numbers to Weights & Biases (package wandb), through DeepSpeed's monitor; None does not."""
 
 
 class RunSettings(Settings):

@@ -329,7 +329,8 @@ def _rates_by_language(run: RunFolder) -> dict[str, Points]:
 
 
 def _share(run: RunFolder, language: str, rates: Mapping[str, Points]) -> float:
-    weights = run.settings.codeswitch.language_weights or dict.fromkeys(rates, 1.0)
+    switch = run.settings.codeswitch
+    weights = switch.language_ratios or switch.language_weights or dict.fromkeys(rates, 1.0)
     return weights.get(language, 0.0) / (sum(weights.values()) or 1.0)
 
 

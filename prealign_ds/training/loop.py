@@ -36,8 +36,10 @@ from prealign_ds.training.kernels import Kernels, Place, choose_kernels, compile
 from prealign_ds.training.monitor import StageLog, StepSums
 from prealign_ds.training.plan import StagePlan, learning_rate, plan_stages
 from prealign_ds.training.preemption import Preempted, StopFlag
+from prealign_ds.training.progress import progress_bar
 from prealign_ds.training.resume import StageCheckpoints, load_checkpoint
 from prealign_ds.training.run import Run
+from prealign_ds.training.trackers import check_trackers, tracker_sections
 from prealign_ds.training.watchdog import Watchdog
 
 _LOGGER = logging.getLogger(__name__)
@@ -53,6 +55,7 @@ def train(run: Run, stop: StopFlag) -> None:
     """
     plans = plan_stages(run.settings, run.world.size)
     run.world.on_main(lambda: check_same_run(run.settings))
+    run.world.on_main(lambda: check_trackers(run.settings.log))
     with ExitStack() as claims:
         run.world.on_main(lambda: claims.enter_context(claimed(run.dir, "run", _OTHERS_LEAVE_SECONDS)))
         _run_stages(run, plans, stop)
@@ -115,9 +118,7 @@ class StageLoop:
         self._num_parameters = num_parameters(self.module.model)  # before ZeRO-3 takes them apart
         flops = training_flops(self.module.model, plan.sequence_length)
         config = engine_config(ds_config, plan, self.settings.optimizer, self.kernels)
-        if run.settings.log.tensorboard:
-            events = str(run.dir / "tensorboard")
-            config["tensorboard"] = {"enabled": True, "output_path": events, "job_name": plan.name}
+        config |= tracker_sections(run.settings.log, run.dir, plan.name)
         self.evaluations = Evaluations(run)
         self.checkpoints = StageCheckpoints(run, plan, run.fingerprint(self.stream), ds_config, self.kernels)
         saved = self.checkpoints.saved
@@ -159,8 +160,9 @@ class StageLoop:
         if self.run.world.is_main:
             self.log.begin(self.step, self._num_parameters)
         try:
-            for _ in self.steps():
-                pass
+            with progress_bar(self.plan, self.sample, self.run.world.is_main) as show:
+                for _ in self.steps():
+                    show(self.sample, self.log.last_loss)
         except Preempted:
             self._save()
             self.checkpoints.settle()

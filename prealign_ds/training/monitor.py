@@ -1,4 +1,4 @@
-"""Logs of a run: ``metrics.jsonl`` and ``eval.jsonl``, a progress line, and TensorBoard through DeepSpeed's monitor."""
+"""Logs of a run: ``metrics.jsonl`` and ``eval.jsonl``, a progress line, and what DeepSpeed's monitor writes to."""
 
 from __future__ import annotations
 
@@ -123,6 +123,15 @@ class StageLog:
         self._metrics = Series(run.dir / "metrics.jsonl")
         self._evaluations = Series(run.dir / "eval.jsonl")
         self._losses: deque[float] = deque(maxlen=50)
+        self._monitor = engine.monitor if engine.monitor is not None and engine.monitor.enabled else None
+        if self._monitor is not None and run.settings.log.wandb is not None:
+            # The engine's own events count each stage's samples from 0, and W&B takes no step that goes back.
+            self._monitor.enabled = False
+
+    @property
+    def last_loss(self) -> float | None:
+        """The newest LM loss that was logged."""
+        return self._losses[-1] if self._losses else None
 
     def begin(self, step: int, num_parameters: int) -> None:
         """The stage goes on after ``step``: drop what was logged after it, and say what comes."""
@@ -201,10 +210,9 @@ class StageLog:
             record["codeswitch_coverage"] = coverage
             record["codeswitch_expected_rate"] = coverage and coverage * switch.ratio_at(record["tokens"])
         self._metrics.append(record)
-        monitor = self._engine.monitor
-        if monitor is not None and monitor.enabled:
+        if self._monitor is not None:
             numbers = {name: value for name, value in record.items() if isinstance(value, (int, float))}
-            monitor.write_events([(f"{plan.name}/{name}", value, sample) for name, value in numbers.items()])
+            self._monitor.write_events([(f"{plan.name}/{name}", value, sample) for name, value in numbers.items()])
         _LOGGER.info("%s", progress_line(record, step + plan.steps_from(sample)))
         if record["loss"] is not None:
             if is_spike(self._losses, record["loss"]):
