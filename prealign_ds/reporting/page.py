@@ -19,6 +19,7 @@ th, td { padding: .3em .6em; border-bottom: 1px solid var(--line); text-align: r
 th:first-child, td:first-child { text-align: left; } thead th { border-bottom-color: var(--soft); }
 .scroll { overflow-x: auto; } .note { color: var(--soft); } pre { white-space: pre-wrap; }
 img, svg { max-width: 100%; height: auto; } img { background: #fff; border-radius: 4px; }
+@media print { .scroll { overflow: visible; } table { font-size: .8em; } }
 """
 
 

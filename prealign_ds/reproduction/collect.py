@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 from collections.abc import Sequence
@@ -12,10 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from prealign_ds.config import RunSettings
 from prealign_ds.evaluation.knowledge import KnowledgeResults, over_periods
-from prealign_ds.files import numbered_lines, read_json
-from prealign_ds.recipe import load_settings
+from prealign_ds.files import read_json
+from prealign_ds.reporting.runs import RunFolder
 from prealign_ds.reproduction.jobs import baseline_file
 from prealign_ds.reproduction.paper import paper_results
 from prealign_ds.reproduction.preset import BASELINE, Experiment, Preset, run_folder
@@ -37,26 +35,8 @@ FIGURES = {
 _PACKAGES = ("torch", "deepspeed", "transformers", "numpy")
 
 
-class RunResults:
-    """What a run has left.
-
-    Args:
-        folder: Its folder.
-
-    Attributes:
-        settings: Its configuration.
-        records: The lines of eval.jsonl.
-        evaluation: What launchers/evaluate.py found on the final model; empty before.
-        is_finished: Whether it has a final model.
-    """
-
-    def __init__(self, folder: Path):
-        self.settings: RunSettings = load_settings(folder / "config.yaml")
-        lines = numbered_lines(folder / "eval.jsonl") if (folder / "eval.jsonl").is_file() else ()
-        self.records: list[dict[str, Any]] = [json.loads(line) for _, line in lines]
-        found = folder / "model" / "evaluation.json"
-        self.evaluation: dict[str, Any] = read_json(found) if found.is_file() else {}
-        self.is_finished = (folder / "model").is_dir()
+class RunResults(RunFolder):
+    """What a run of the paper has left."""
 
     def cells(self) -> dict[str, Any]:
         """The run's row of a table, with what has been measured."""
@@ -137,25 +117,16 @@ class RunResults:
         """Figure 5: perplexity of words that the alignment stage saw, and of others, by language."""
         return _by_word(self.evaluation)
 
-    def perplexities(self) -> dict[str, list[list[float]]]:
-        """Tokens and perplexity during training, by language."""
-        series: dict[str, list[list[float]]] = {}
-        for record in self.records:
-            for language, value in record.get("perplexity", {}).items():
-                series.setdefault(language, []).append([record["tokens"], value])
-        return series
-
     def describe(self) -> dict[str, Any]:
         """What the report says of the run itself."""
         settings = self.settings
         total = sum(corpus.weight for corpus in settings.data.corpora)
-        share = settings.align.budget_share if "align" in settings.stages else 0.0
         return {
             "is_finished": self.is_finished,
             "seed": settings.seed,
             "lm_tokens": settings.lm_tokens,
             "text_tokens": {c.language: round(settings.lm_tokens * c.weight / total) for c in settings.data.corpora},
-            "align_tokens": round(share * settings.lm_tokens),
+            "align_tokens": self.align_tokens,
         }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,12 +9,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
+from prealign_ds.reporting.charts import panels, png, short_number
 from prealign_ds.reproduction.systems import SYSTEMS
 
 CHANCE = 25.0
 _COLOURS = {"joint": "#7a7a7a", "joint_cs": "#e08214", "init_only": "#4393c3", "prealign": "#b2182b"}
 _BETAS = {"prealign_beta25": 25, "prealign_beta50": 50, "prealign_beta75": 75, "prealign": 100}
-_DPI = 110
 _Series = Mapping[str, Sequence[Sequence[float]]]
 
 
@@ -28,22 +27,7 @@ def draw_figures(results: Mapping[str, Any]) -> dict[str, bytes]:
         "figure5": _seen_words(results["figure5"], results["figure5_joint"]) if results["figure5"] else None,
         "perplexity_ratio": _ratio(results["perplexity_ratio"], starts) if results["perplexity_ratio"] else None,
     }
-    return {name: _png(figure) for name, figure in drawn.items() if figure is not None}
-
-
-def _png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})  # the same numbers, the same bytes
-    return buffer.getvalue()
-
-
-def _panels(columns: int, rows: int = 1, width: float = 4.6) -> tuple[Figure, Any]:
-    figure = Figure(figsize=(width * columns, 3.2 * rows), layout="constrained")
-    axes = figure.subplots(rows, columns, squeeze=False)
-    for panel in axes.flat:
-        panel.grid(alpha=0.25)
-        panel.spines[["top", "right"]].set_visible(False)
-    return figure, axes
+    return {name: png(figure) for name, figure in drawn.items() if figure is not None}
 
 
 def _ends_of_alignment(results: Mapping[str, Any]) -> int:
@@ -59,20 +43,13 @@ def _over_tokens(panel: Axes, series: _Series, align_tokens: int) -> None:
     if align_tokens:
         panel.axvline(align_tokens, color="black", linewidth=0.8, linestyle=":")
     panel.set_xlabel("LM tokens (dotted: end of stage 1)" if align_tokens else "LM tokens")
-    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, place: _tokens(value)))
-
-
-def _tokens(value: float) -> str:
-    for unit, size in (("B", 1e9), ("M", 1e6), ("k", 1e3)):
-        if value >= size:
-            return f"{value / size:g}{unit}"
-    return f"{value:g}"
+    panel.xaxis.set_major_formatter(FuncFormatter(lambda value, place: short_number(value)))
 
 
 def _knowledge(found: Mapping[str, Any]) -> Figure:
     """By direction: accuracy over the frequency of a fact, and in each period."""
     directions = list(dict.fromkeys(direction for kinds in found.values() for direction in kinds))
-    figure, axes = _panels(len(directions), 2, 3.4)
+    figure, axes = panels(len(directions), 2, 3.4)
     for column, direction in enumerate(directions):
         above, below = axes[0][column], axes[1][column]
         for slug, kinds in found.items():
@@ -102,7 +79,7 @@ def _knowledge(found: Mapping[str, Any]) -> Figure:
 
 
 def _similarity(results: Mapping[str, Any], align_tokens: int) -> Figure:
-    figure, axes = _panels(2)
+    figure, axes = panels(2)
     for panel, key, title in zip(
         axes[0], ("figure4", "figure4_embeddings"), ("mean over all layers", "input embeddings"), strict=True
     ):
@@ -117,9 +94,9 @@ def _similarity(results: Mapping[str, Any], align_tokens: int) -> Figure:
 def _seen_words(found: Mapping[str, Any], joint: Mapping[str, Any]) -> Figure:
     """Perplexity on seen and on unseen words over the share of W that was aligned, and Joint Training's on the same."""
     languages = list(dict.fromkeys(language for groups in found.values() for language in groups))
-    figure, axes = _panels(2 * len(languages))
-    panels = [(language, group) for language in languages for group in ("seen", "unseen")]
-    for panel, (language, group) in zip(axes[0], panels, strict=True):
+    figure, axes = panels(2 * len(languages))
+    groups_of = [(language, group) for language in languages for group in ("seen", "unseen")]
+    for panel, (language, group) in zip(axes[0], groups_of, strict=True):
         for title, slug, system in (("Joint Training", "joint", joint), ("PreAlign", "prealign", found)):
             cells = [(_BETAS[slug], groups.get(language, {}).get(group)) for slug, groups in system.items()]
             points = sorted((beta, value) for beta, value in cells if value is not None)
@@ -132,7 +109,7 @@ def _seen_words(found: Mapping[str, Any], joint: Mapping[str, Any]) -> Figure:
 
 
 def _ratio(series: _Series, align_tokens: int) -> Figure:
-    figure, axes = _panels(1, width=6.0)
+    figure, axes = panels(1, width=6.0)
     panel = axes[0][0]
     _over_tokens(panel, series, align_tokens)
     panel.axhline(1.0, color="black", linewidth=0.8, linestyle="--")

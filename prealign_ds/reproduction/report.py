@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from prealign_ds.files import atomic_write, write_json
+from prealign_ds.reporting.page import page, png_image, table
 from prealign_ds.reproduction.collect import TABLES, collect
 from prealign_ds.reproduction.figures import draw_figures
 from prealign_ds.reproduction.paper import REAL_LANGUAGES
@@ -57,14 +57,9 @@ _FIGURES = {
     ),
 }
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
-h1 { font-size: 1.6em; } h2 { font-size: 1.15em; margin: 2em 0 .4em; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin-bottom: 1em; }
-th, td { padding: .3em .6em; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top; }
-th:first-child, td:first-child { text-align: left; } thead th { border-bottom-color: #888; text-align: center; }
-.ours { font-weight: 600; } .paper { color: #777; } .more { color: #777; font-size: .75em; font-weight: 400; }
+thead th { text-align: center; } .ours { font-weight: 600; } .paper { color: var(--soft); }
+.more { color: var(--soft); font-size: .75em; font-weight: 400; }
 td.ours, td.paper, td:first-child { white-space: nowrap; } td.ours { padding-right: .2em; }
-.scroll { overflow-x: auto; } img { max-width: 100%; } .note { color: #555; } pre { white-space: pre-wrap; }
 """
 
 
@@ -75,11 +70,7 @@ def report_html(results: Mapping[str, Any], pictures: Mapping[str, bytes]) -> st
     parts += [_table(name, results) for name in _TABLES]
     parts += [_figure(name, pictures.get(name)) for name in _FIGURES]
     parts += [_runs(settings), _recipes(settings)]
-    title = f"PreAlign, reproduced: {escape(settings['preset'])}"
-    return (
-        f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
-        f"<style>{_STYLE}</style></head>\n<body><h1>{title}</h1>\n" + "\n".join(parts) + "\n</body></html>\n"
-    )
+    return page(f"PreAlign, reproduced: {settings['preset']}", "\n".join(parts), _STYLE)
 
 
 def _introduction(settings: Mapping[str, Any]) -> str:
@@ -159,8 +150,7 @@ def _figure(name: str, picture: bytes | None) -> str:
     title, caption = _FIGURES[name]
     if picture is None:
         return f"<h2>{title}</h2><p class='note'>No finished run has measured it.</p>"
-    data = base64.b64encode(picture).decode()
-    return f"<h2>{title}</h2><p class='note'>{caption}</p><img alt='{title}' src='data:image/png;base64,{data}'>"
+    return f"<h2>{title}</h2><p class='note'>{caption}</p>{png_image(picture, title)}"
 
 
 def _runs(settings: Mapping[str, Any]) -> str:
@@ -175,15 +165,12 @@ def _runs(settings: Mapping[str, Any]) -> str:
                 *("-" if seconds is None else f"{seconds / 60:.1f}" for seconds in minutes),
                 "finished" if run["is_finished"] else "not finished",
             ]  # fmt: skip
-            title = f"{SYSTEMS[slug].title} ({experiment})"
-            rows.append(f"<tr><td>{title}</td>{''.join(f'<td>{escape(cell)}</td>' for cell in cells)}</tr>")
+            rows.append([f"{SYSTEMS[slug].title} ({experiment})", *cells])
     heads = ("run", "LM tokens", "of them stage 1", "by language", "seed", "training, min", "evaluation, min", "")
     machine, versions = settings["machine"], settings["versions"]
     packages = ", ".join(f"{package} {number}" for package, number in versions.items())
     return (
-        "<h2>Runs</h2><div class='scroll'><table><thead><tr>"
-        + "".join(f"<th>{head}</th>" for head in heads)
-        + f"</tr></thead><tbody>{''.join(rows)}</tbody></table></div>"
+        f"<h2>Runs</h2>{table(heads, rows)}"
         f"<p class='note'>All times together: {sum(settings['seconds'].values()) / 60:.0f} minutes. "
         f"{escape(machine['processor'])}, {machine['memory_gib']:.0f} GiB; {escape(machine['system'])}; "
         f"{escape(packages)}.</p>"
