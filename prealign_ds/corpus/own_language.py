@@ -38,8 +38,8 @@ def _is_own(paragraph: str, language: str, other: str) -> bool:
         return False
     if not by_words:
         return True
-    known = dict(langdetect(paragraph, lang=(base_of(language), base_of(other))))
-    return known[base_of(language)] >= known[base_of(other)]
+    known = dict(langdetect(paragraph, lang=(base_of(language), base_of(other))))  # neither, where there is no word
+    return known.get(base_of(language), 0.0) >= known.get(base_of(other), 0.0)
 
 
 @cache

@@ -9,6 +9,7 @@ RUSSIAN = "Обновите систему командой apt upgrade.\n\napt-
 
 def test_untranslated_paragraphs_are_left_out():
     assert own_paragraphs(GERMAN, "de") == "Aktualisieren Sie das System mit apt upgrade.\n\nDer Rechner"
+    assert own_paragraphs("A\n\nB, C", "de") == "A\n\nB, C", "no word tells"
     assert own_paragraphs(RUSSIAN, "ru") == "Обновите систему командой apt upgrade."
     assert own_paragraphs("关键词 软件源\n\nkeywords", "zh-Hans") == "关键词 软件源"
 
