@@ -21,6 +21,7 @@ FLOORS = [
     ("reproduction", "plugins", "exporting", "doctoring"),
 ]
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
+PAGES = [page for place in (".", "docs/**", "ds_configs") for page in sorted(REPOSITORY.glob(f"{place}/*.md"))]
 MODULES = sorted((REPOSITORY / "prealign_ds").rglob("*.py"))
 
 
@@ -43,8 +44,19 @@ def test_the_commands_of_the_readme_exist():
     assert set(re.findall(r"`(?:\w+=\S+ )?make ([\w-]+)`", text)) <= targets
     for path in set(re.findall(r"(?:tools|launchers)/[\w/]+\.(?:py|yaml)", text)) - {"launchers/recipes/my.yaml"}:
         assert (REPOSITORY / path).is_file(), path
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", text):
-        assert (REPOSITORY / link).exists(), link
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(REPOSITORY)))
+def test_links_within_the_repository_lead_somewhere(page):
+    for link in re.findall(r"\]\((?!http)([^)#]+)\)", page.read_text()):
+        assert (page.parent / link).exists(), link
+
+
+def test_the_page_of_all_keys_is_made_of_the_configuration():
+    from tools.config_reference import reference
+
+    page = REPOSITORY / "docs/configuration.md"
+    assert page.read_text() == reference(), "run: python tools/config_reference.py"
 
 
 def test_every_field_of_the_configuration_is_documented():
