@@ -52,6 +52,9 @@ class Data:
     def stage(self, **settings):
         return AlignmentStage(self.table, self.tokenizer, AlignSettings(words_per_step=12, **settings), seed=3)
 
+    def counts(self):
+        return count_words([self.tokenizer.decode(self.tokens.read(0, self.tokens.num_tokens).tolist())], workers=1)
+
     def rows(self, length=24, number=40):
         return [self.tokens.read(place * length, length) for place in range(number)]
 
