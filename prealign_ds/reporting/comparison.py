@@ -30,7 +30,8 @@ figcaption { font-weight: 600; font-size: .95em; } figure svg { display: block; 
 .legend svg { width: 2em; height: .8em; vertical-align: middle; margin-right: .4em; }
 nav a { color: inherit; margin-right: 1em; } td:first-child { white-space: nowrap; }
 @media (min-height: 500px) { .runs { position: sticky; top: 0; background: var(--page); z-index: 1; } }
-@media print { .runs { position: static; } nav { display: none; } }
+@media print { .runs { position: static; } nav { display: none; } .panels { grid-template-columns: 1fr 1fr; }
+  .note { break-inside: avoid; break-after: avoid; } }
 """
 
 
@@ -288,7 +289,8 @@ def _heat_map(name: str, tokens: Sequence[float], gaps: np.ndarray, run: RunFold
 
 _SWITCHES = (
     "Share of the source language's words that stage 2 switched. Solid: realised; dashed: expected, which is the ratio "
-    "asked for times the share of drawn words that the table covers, and by language times its weight."
+    "asked for times the share of drawn words that the table covers. By language, dashed is its part of that by "
+    "weight, which a language reaches that covers the same words as the others do."
 )
 
 

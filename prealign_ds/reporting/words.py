@@ -5,7 +5,7 @@ Shape letters: n pairs, H hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -96,10 +96,10 @@ def _vectors(model: PreTrainedModel, rows: TableRows, pairs: np.ndarray) -> tupl
     return sides[0], sides[1]
 
 
-def aligned_and_random(sides: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
-    """Mean cosine of the pairs, and of every word with all the other words' translations."""
+def aligned_and_random(words: Sequence[str], sides: tuple[np.ndarray, np.ndarray]) -> tuple[float, float]:
+    """Mean cosine of the pairs, and of every word with the translations of other words."""
     cosines_nn = sides[0] @ sides[1].T
-    others = ~np.eye(len(cosines_nn), dtype=bool)
+    others = np.array(words)[:, None] != np.array(words)
     return float(np.diag(cosines_nn).mean()), float(cosines_nn[others].mean()) if others.any() else float("nan")
 
 
@@ -109,6 +109,7 @@ def project(sides: tuple[np.ndarray, np.ndarray]) -> tuple[np.ndarray, np.ndarra
     left, singular, _ = np.linalg.svd(both - both.mean(0), full_matrices=False)
     flat = np.pad(left * singular, ((0, 0), (0, 2)))[:, :2]
     flat *= np.where(flat[np.abs(flat).argmax(0), [0, 1]] < 0, -1, 1)  # a component's sign is arbitrary
+    flat = flat.round(6)  # the same vector twice is one place
     share = float((singular[:2] ** 2).sum() / max((singular**2).sum(), 1e-30))
     return flat[: len(sides[0])], flat[len(sides[0]) :], share
 
@@ -119,7 +120,7 @@ def word_panels(name: str, pairs: WordPairs, languages: Sequence[str]) -> list[P
     found = []
     for when, sides in (("before stage 1", pairs.before), ("after stage 1", pairs.after)):
         sources, targets, share = project(sides)
-        aligned, random = aligned_and_random(sides)
+        aligned, random = aligned_and_random(pairs.words, sides)
         title = f"{name}, {when}: cosine of pairs {aligned:.2f}, of others {random:.2f}"
         alt = f"{title}; {len(sources)} words and their translations on two principal components"
         draw = partial(_draw_pairs, pairs=pairs, colours=colours, sources=sources, targets=targets, share=share)
@@ -145,20 +146,22 @@ def _draw_pairs(
     panel.spines[:].set_visible(False)
     panel.set_aspect("equal", adjustable="datalim")
     figure.draw_without_rendering()  # settles the axes, so that labels know where they will stand
-    texts = list(zip(sources, pairs.words, strict=True))
-    others = zip(targets, pairs.translations, pairs.words, strict=True)
-    texts += [(point, text) for point, text, word in others if text != word]
+    texts: dict[tuple[float, float], str] = {}  # by their place: a word with several translations is written once
+    for (x, y), (u, v), word, text in zip(sources, targets, pairs.words, pairs.translations, strict=True):
+        texts.setdefault((x, y), word)
+        if text != word:
+            texts.setdefault((u, v), text)
     _label(panel, texts, np.concatenate([sources, targets]))
 
 
-def _label(panel: Axes, texts: Sequence[tuple[np.ndarray, str]], points: np.ndarray) -> None:
+def _label(panel: Axes, texts: Mapping[tuple[float, float], str], points: np.ndarray) -> None:
     """Write the first texts for which there is room beside their points, on the right or on the left."""
     scale = panel.figure.dpi / 72
     dots = panel.transData.transform(points) / scale
     taken = np.concatenate([dots - 2, dots + 2], 1)  # left, bottom, right, top, in points of the page
-    places = panel.transData.transform([point for point, _ in texts]) / scale
+    places = panel.transData.transform(list(texts)) / scale
     number = 0
-    for (point, text), (x, y) in zip(texts, places, strict=True):
+    for (point, text), (x, y) in zip(texts.items(), places, strict=True):
         width = 0.6 * _SIZE * len(text) + 2
         for left, side in ((x + 3, "left"), (x - 3 - width, "right")):
             box = np.array([left, y - _SIZE / 2, left + width, y + _SIZE / 2])
@@ -166,5 +169,5 @@ def _label(panel: Axes, texts: Sequence[tuple[np.ndarray, str]], points: np.ndar
                 taken, number = np.concatenate([taken, box[None]]), number + 1
                 style: dict[str, Any] = {"fontsize": _SIZE, "ha": side, "va": "center_baseline", "parse_math": False}
                 offset = (4 if side == "left" else -4, 0)
-                panel.annotate(text, (point[0], point[1]), offset, textcoords="offset points", **style)
+                panel.annotate(text, point, offset, textcoords="offset points", **style)
                 break

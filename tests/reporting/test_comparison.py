@@ -6,6 +6,7 @@ import shutil
 import subprocess
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from building import build_data, read_lines, write_recipe
 from launching import run_alone
@@ -14,6 +15,7 @@ from matplotlib.image import imread
 from prealign_ds.reporting.charts import smooth, thin
 from prealign_ds.reporting.comparison import comparison_html
 from prealign_ds.reporting.runs import RunFolder, differing_settings, named_runs
+from prealign_ds.reporting.words import WordPairs, aligned_and_random, project, word_panels
 
 SECTIONS = [
     "Final numbers", "Settings that differ", "Losses", "Perplexity of held-out text", "Alignment by layer",
@@ -168,6 +170,23 @@ def test_words_whose_data_is_gone(folder, tmp_path):
     assert "gone: its words cannot be read again (table.path: nowhere.parquet: no such file" in comparison_html(
         named_runs([gone])
     )
+
+
+def test_words_in_the_plane():
+    sources = np.eye(4)[[0, 0, 1, 2]]
+    words = ["one", "one", "two", "three"]
+    first, second, share = project((sources, sources))
+    assert np.array_equal(first, second) and np.array_equal(first[0], first[1]) and 0.5 < share <= 1
+    assert aligned_and_random(words, (sources, sources)) == (1.0, 0.0)
+    turned = np.eye(4)[[3, 3, 3, 3]]
+    assert aligned_and_random(words, (sources, turned)) == (0.0, 0.0)
+    one, other, share = project((sources[:1], turned[:1]))
+    assert np.isfinite(one).all() and share == pytest.approx(1)
+    translations, languages = ["eins", "один", "zwei", "drei"], ["de", "ru", "de", "de"]
+    pairs = WordPairs(words, translations, languages, (sources, turned), (sources, sources))
+    before, after = word_panels("run", pairs, ["de", "ru"])
+    assert before.svg.count(">one<") == 1 and ">eins<" in before.svg + after.svg
+    assert before.title == "run, before stage 1: cosine of pairs 0.00, of others 0.00"
 
 
 def test_what_is_no_run(folder):
