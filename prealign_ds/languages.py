@@ -92,5 +92,6 @@ def foreign_to(language: str) -> regex.Pattern[str] | None:
     letters = letters_of(language)
     if letters is None:
         return None
-    others = rf"[\p{{L}}--[{letters}\p{{Latin}}]]"
-    return regex.compile(rf"(?V1){others}|^[^{letters}]*\p{{L}}[^{letters}]*$")
+    # Letters of no script in particular, such as the bar that lengthens Arabic words, are of all.
+    others = rf"[\p{{L}}--[{letters}\p{{Latin}}\p{{Common}}\p{{Inherited}}]]"
+    return regex.compile(rf"(?V1){others}|^(?=.*\p{{L}})[^{letters}]*$")

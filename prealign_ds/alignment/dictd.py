@@ -21,6 +21,7 @@ _DIGITS = {digit: value for value, digit in enumerate(string.ascii_uppercase + s
 _ABOUT = ("00database", "00-database")
 _BRACKETS = regex.compile(r"(?P<one>[(<\[{](?:[^()<>\[\]{}]|(?P>one))*[)>\]}])")
 _HEAD_ENDS = regex.compile(r"\s+[/<\[]")
+_PRONUNCIATION = regex.compile(r"/[^/\n]*[ˈˌː][^/\n]*/")
 _SENSE_NUMBER = regex.compile(r"^\d+[.)]\s+")
 _RUSSIAN = regex.compile(r"[\p{Cyrillic}\p{M}\s-]+")
 _MOST_WORDS = 3
@@ -69,8 +70,11 @@ def articles(index: Path) -> Iterator[tuple[int, Article]]:
 
 
 def freedict_translations(text: str) -> list[str]:
-    """The translations in an article of FreeDict: lists at the margin; notes, examples and synonyms are indented."""
-    lines = (line for line in text.splitlines() if line and not line[0].isspace())
+    """The translations in an article of FreeDict: lists at the margin; notes, examples and synonyms are indented.
+
+    Pronunciations are left out.
+    """
+    lines = (line for line in _PRONUNCIATION.sub("", text).splitlines() if line and not line[0].isspace())
     return _parts(" ; ".join(_SENSE_NUMBER.sub("", line) for line in lines))
 
 

@@ -73,6 +73,7 @@ def test_mueller_gives_short_russian_parts(tmp_path):
     [
         ("1. банк\n2. банка\n", ["банк", "банка"]),
         ("von ([+ dat]) <prep>\n         Note: als Ausdruck, der Zugehörigkeit\n", ["von"]),
+        ("Bezirk /bˈɛz/\n/bˈɛz/\n", ["Bezirk"]),
         ("<n>\n", []),
         ("", []),
         ("a (b, c) d, (unclosed\n", ["a d", "(unclosed"]),

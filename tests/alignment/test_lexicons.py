@@ -106,7 +106,14 @@ def test_language_codes():
         *[("ru", "ДНК-тест", False), ("ru", "DNA-тест", False), ("ru", "DNA", True), ("ru", "слово钢", True)],
         *[("zh", "钢琴", False), ("zh", "DNA检测", False), ("zh", "пиано", True), ("zh-Hant", "鋼琴", False)],
         *[("ar", "بيانو", False), ("ar", "piano", True), ("de", "Flügel 3", False), ("de", "слово", True)],
-        *[("de", "123", False), ("ja", "ピアノ", False)],
+        *[("de", "123", False), ("ja", "ピアノ", False), ("ru", "и", False)],
+        *[
+            ("zh", "关", False),
+            ("ar", "متعلق بـ", False),
+            ("de", "A", False),
+            ("de", "/bˈɛz/", False),
+            ("ru", "A", True),
+        ],
     ],
 )
 def test_scripts(language, text, foreign):
