@@ -60,7 +60,11 @@ def parse_arguments() -> argparse.Namespace:
         metavar="CORPUS:LANG",
         help="text corpus of a target language: translations that it lacks are left out, its frequent ones come first",
     )
-    parser.add_argument("--senses", type=int, help="translations kept of a word in each language that has a --target")
+    parser.add_argument(
+        "--senses",
+        type=int,
+        help="translations kept of a word in each language, the most frequent in its --target first",
+    )
     parser.add_argument("--no-phrases", action="store_true", help="leave out translations of several words")
     parser.add_argument(
         "--exclude", metavar="FILE", help="words to leave out, one a line, or `function-words`, a list of English ones"
@@ -76,8 +80,8 @@ def parse_arguments() -> argparse.Namespace:
         parser.error("give --source or --chat, or both, or --clone alone")
     if arguments.estimate and not arguments.chat:
         parser.error("--estimate: is about a --chat")
-    if arguments.senses is not None and (arguments.senses < 1 or not arguments.target):
-        parser.error("--senses: give 1 or more, and a --target, whose frequencies decide which are kept")
+    if arguments.senses is not None and arguments.senses < 1:
+        parser.error("--senses: give 1 or more")
     return arguments
 
 

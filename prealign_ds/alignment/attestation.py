@@ -51,7 +51,8 @@ def attested(
     Args:
         pairs: From dictionaries.
         texts: Documents by target language; pairs of other languages stay as they are.
-        most: Translations of a word that are kept in each of these languages; None keeps all.
+        most: Translations of a word that are kept in each language, the first ones where there is no text; None keeps
+            all.
 
     Returns:
         The pairs that are kept; and for each language how many of its pairs the text attests, of how many.
@@ -64,17 +65,17 @@ def attested(
     seen = [pair for pair in pairs if pair.language not in counts or counts[pair.language][pair.translation]]
     ranked = sorted(seen, key=lambda pair: -counts.get(pair.language, {}).get(pair.translation, 0))
     before, after = (Counter(pair.language for pair in part) for part in (pairs, seen))
-    return _first(ranked, most, counts), {language: (after[language], before[language]) for language in counts}
+    return _first(ranked, most), {language: (after[language], before[language]) for language in counts}
 
 
-def _first(ranked: Sequence[Pair], most: int | None, languages: Collection[str]) -> list[Pair]:
+def _first(ranked: Sequence[Pair], most: int | None) -> list[Pair]:
     if most is None:
         return list(ranked)
     kept: dict[tuple[str, str], set[str]] = {}
     result = []
     for pair in ranked:
         known = kept.setdefault((pair.word, pair.language), set())
-        if pair.language not in languages or pair.translation in known or len(known) < most:
+        if pair.translation in known or len(known) < most:
             known.add(pair.translation)
             result.append(pair)
     return result
