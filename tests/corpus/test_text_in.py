@@ -88,7 +88,11 @@ def test_a_long_text_file_is_cut_between_paragraphs_into_pages(tmp_path):
         ("a.txt", b"fine\nbad \xff byte\n", r"a.txt:2: not UTF-8"),
         ("a.jsonl", b'{"text": "x"}\n{"text": 3}\n', r"a.jsonl:2: expected an object with a string 'text'"),
         ("a.jsonl", b'{"text": "x"}\n\n{oops\n', r"a.jsonl:3: not JSON"),
-        ("a.jsonl.gz", gzip.compress(b'{"text": "x"}\n' * 2000, mtime=0)[:-20], r"a.jsonl.gz:\d+: damaged or cut short"),
+        (
+            "a.jsonl.gz",
+            gzip.compress(b'{"text": "x"}\n' * 2000, mtime=0)[:-20],
+            r"a.jsonl.gz:\d+: damaged or cut short",
+        ),
         ("a.parquet", b"PAR1", r"a.parquet: not a Parquet file"),
         ("a.jsonl", b'{"text": "\\ud800"}\n', r"a.jsonl:1: half a surrogate pair"),
         ("a.docx", b"x", r"a.docx: unknown kind of file; use .txt, .md"),
