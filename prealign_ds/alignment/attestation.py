@@ -15,7 +15,7 @@ def attestations(texts: Iterable[str], language: str, translations: Collection[s
     """How often each of ``translations`` occurs in ``texts``, in any case.
 
     Of a translation of several words it is how often its rarest word occurs. In a language without spaces, where words
-    have no visible border, every occurrence of its characters counts.
+    have no visible border, text is cut into translations from the left, the longest one that fits first.
 
     Args:
         texts: Documents in the target language.
@@ -32,15 +32,18 @@ def attestations(texts: Iterable[str], language: str, translations: Collection[s
 
 
 def _count_inside(texts: Iterable[str], wanted: Collection[str]) -> Counter[str]:
-    lengths = sorted({len(text) for text in wanted} - {0})
-    return Counter(
-        piece
-        for text in texts
-        for run in text.lower().split()
-        for start in range(len(run))
-        for length in lengths
-        if start + length <= len(run) and (piece := run[start : start + length]) in wanted
-    )
+    """How often each piece is met when text is read from the left, the longest piece at each place first."""
+    lengths = sorted({len(text) for text in wanted} - {0}, reverse=True)
+    found: Counter[str] = Counter()
+    for text in texts:
+        for run in text.lower().split():
+            start = 0
+            while start < len(run):
+                piece = next((run[start : start + n] for n in lengths if run[start : start + n] in wanted), "")
+                if piece:
+                    found[piece] += 1
+                start += len(piece) or 1
+    return found
 
 
 def attested(

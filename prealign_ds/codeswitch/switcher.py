@@ -125,24 +125,38 @@ class CodeSwitcher:
             key: Key of (seed, corpus, epoch).
         """
         before = min(CONTEXT, start)
-        last = before + length
-        row = corpus.read(start - before, last + 1 + CONTEXT).astype(np.int64)
+        row = corpus.read(start - before, before + length + 1 + CONTEXT).astype(np.int64)
+        bits = mix_array(np.arange(start, start + length, dtype=np.uint64) ^ np.uint64(key))
+        done = self.switch_row(row, before, bits, ratio)
+        if (missing := length - len(done.input_ids)) > 0:
+            following = corpus.read(start + length, missing).astype(np.int64)
+            zeros = np.zeros(missing - len(following), dtype=np.int64)
+            done.input_ids = np.concatenate([done.input_ids, following, zeros])
+            done.targets = np.concatenate([done.targets, np.full(missing, IGNORED, dtype=np.int64)])
+        done.input_ids, done.targets = done.input_ids[:length], done.targets[:length]
+        return done
+
+    def switch_row(self, row: np.ndarray, before: int, bits: np.ndarray, ratio: float) -> Switched:
+        """Switch tokens that bring their own random bits; the result is neither cut nor filled to a length.
+
+        Args:
+            row: int64, the tokens with up to :data:`CONTEXT` others on each side.
+            before: Place in it of the first token.
+            bits: uint64, 64 random bits for each token that predicts; the one behind them is a target only.
+            ratio: Probability to switch a covered word.
+        """
+        last = before + len(bits)
         marks = self._words.marks(row)
         starts = marks[before:last] >= WORD_START
-        bits = mix_array(np.arange(start, start + length, dtype=np.uint64) ^ np.uint64(key))
         threshold = np.uint64(min(int(ratio * 2.0**64), 2**64 - 1))
         places = ((bits < threshold) & starts).nonzero()[0]
         draws = (bits[places] & _LOW_BITS) * 2.0**-32
         begins = (places + before).tolist()
         ends = [end if end <= last else 0 for end in self._words.ends(row, marks, begins)]
         inputs, targets, chosen = self._switch(row.tobytes(), before, last, begins, ends, draws.tolist())
-        if (missing := length - len(inputs)) > 0:
-            following = corpus.read(start + length, missing).astype(np.int64)
-            inputs = np.concatenate([inputs, following, np.zeros(missing - len(following), dtype=np.int64)])
-            targets = np.concatenate([targets, np.full(missing, IGNORED, dtype=np.int64)])
         return Switched(
-            inputs[:length],
-            targets[:length],
+            inputs,
+            targets,
             num_words=int(np.count_nonzero(starts)),
             num_drawn=len(ends) - ends.count(0),
             num_switched=Counter(map(self._languages.__getitem__, chosen)),

@@ -9,7 +9,6 @@ Shape letters: B rows, T tokens of a row, H hidden size, V vocabulary.
 from __future__ import annotations
 
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
@@ -21,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from prealign_ds.codeswitch.spans import CONTEXT, WORD_START
+from prealign_ds.codeswitch.spans import CONTEXT
 from prealign_ds.codeswitch.switcher import IGNORED, CodeSwitcher, Switched
 from prealign_ds.randomness import key_of, mix_array
 
@@ -135,7 +134,7 @@ class CodeSwitchedGPTDataset(GPTDataset):
         begin, before = self._step_back(place, offset, CONTEXT)
         row, bits = self._read(begin, before + config.sequence_length + 1 + CONTEXT)
         length = config.sequence_length - (not config.add_extra_token_to_sequence)  # the training split has no padding
-        done = _switch(switcher, row, before, length, bits, config.switch_ratio)
+        done = switcher.switch_row(row, before, bits[before : before + length], config.switch_ratio)
         missing = config.sequence_length - len(done.input_ids)
         if missing > 0:
             if missing > 1 + CONTEXT:
@@ -190,32 +189,6 @@ class CodeSwitchedGPTDataset(GPTDataset):
 
 # Megatron names its index files, and hashes what they hold, by the class too. The indices are GPTDataset's.
 CodeSwitchedGPTDataset.__name__ = GPTDataset.__name__
-
-
-def _switch(
-    switcher: CodeSwitcher, row: np.ndarray, before: int, length: int, bits: np.ndarray, ratio: float
-) -> Switched:
-    """:meth:`CodeSwitcher.__call__` on a row whose tokens bring their own random bits; uncut and unfilled.
-
-    Args:
-        switcher: The code-switcher.
-        row: int64, with up to :data:`CONTEXT` tokens on each side of the sample's.
-        before: Place in it of the sample's first token.
-        length: Tokens that predict; the one behind them is a target only.
-        bits: 64 random bits for each token of the row.
-        ratio: Probability to switch a covered word.
-    """
-    last = before + length
-    marks = switcher._words.marks(row)
-    starts = marks[before:last] >= WORD_START
-    threshold = np.uint64(min(int(ratio * 2.0**64), 2**64 - 1))
-    places = ((bits[before:last] < threshold) & starts).nonzero()[0] + before
-    begins = places.tolist()
-    ends = [end if end <= last else 0 for end in switcher._words.ends(row, marks, begins)]
-    draws = ((bits[places] & _LOW_BITS) * 2.0**-32).tolist()
-    inputs, targets, chosen = switcher._switch(row.tobytes(), before, last, begins, ends, draws)
-    switched = Counter(map(switcher._languages.__getitem__, chosen))
-    return Switched(inputs, targets, int(np.count_nonzero(starts)), len(ends) - ends.count(0), switched)
 
 
 class AlignableGPT:
