@@ -254,6 +254,7 @@ def test_a_batch_that_does_not_fit_is_found_before_the_first_step(data):
     assert "evaluation.batch_size" in done.stderr and not (data / "large" / "metrics.jsonl").exists()
 
 
+@pytest.mark.faults
 def test_damaged_checkpoints_name_the_file_and_delete_nothing(data):
     run_scenarios(data, 1, [("damaged", [engine(1)], [], [])])
     shutil.rmtree(data / "damaged" / "model")

@@ -131,7 +131,7 @@ def test_losses_and_weights_do_not_depend_on_the_ranks_and_the_zero_stage(straig
                 assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6)
 
 
-@pytest.mark.parametrize(("stage", "step"), [("align", 6), ("pretrain", 6)])
+@pytest.mark.parametrize(("stage", "step"), [("align", 6), pytest.param("pretrain", 6, marks=pytest.mark.faults)])
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stage, step):
     folder = data / f"killed-{stage}"
     command = deepspeed_command(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3)
