@@ -148,7 +148,9 @@ def test_words_cost_their_rows_and_a_second_set_of_gradients():
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 def test_every_recipe_fits_sensible_hardware(recipe):
     settings = load_settings(recipe)
-    machine = Machine(gpu_named("H100"), 1, 1 if recipe.stem.startswith(("quickstart", "five", "micro", "small")) else 8)
+    machine = Machine(
+        gpu_named("H100"), 1, 1 if recipe.stem.startswith(("quickstart", "five", "micro", "small")) else 8
+    )
     memories = stage_memories(settings, machine, look_at_data(settings))
     assert [memory.plan.name for memory in memories] == ["align", "pretrain"]
     assert obstacles(settings, machine, memories) == []
