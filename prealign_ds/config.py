@@ -143,6 +143,9 @@ class CodeSwitchSettings(Settings):
 
     mode: Literal["off", "input_only", "vanilla"] = "input_only"
     """input_only (Eq. 6) never changes targets; vanilla (Eq. 5) trains on the translations too."""
+    unit: Literal["word", "sentence"] = "word"
+    """What is drawn: each word by itself, or (beyond the paper) whole sentences, all of whose covered words are then
+    switched into one language. The ratio is that of the words either way."""
     ratio: float = Field(0.05, ge=0, le=1)
     """Probability to switch a word that the table covers."""
     language_weights: dict[str, float] | None = None
@@ -264,8 +267,8 @@ class AlignSettings(StageSettings):
     """tau in Eq. 2."""
     weight: float = Field(1.0, ge=0)
     """Weight of L_align beside L_LM."""
-    layers: Literal["all"] | list[int] = "all"
-    """Layers 0 .. L+1 that are aligned."""
+    layers: Literal["all"] | list[int] | dict[int, Annotated[float, Field(ge=0)]] = "all"
+    """Layers 0 .. L+1 that are aligned; with a number for each, what its loss is multiplied by."""
     positives: Literal["edges", "entry"] = "edges"
     """edges: a word and each translation; entry: all rows of an entry are positives of each other."""
 
@@ -279,6 +282,8 @@ class PretrainSettings(StageSettings):
     """Samples that one rank handles at once."""
     optimizer: OptimizerSettings = OptimizerSettings(learning_rate=3e-4, final_learning_rate=3e-5)
     """AdamW and its schedule."""
+    align_every_steps: int = Field(0, ge=0)
+    """Beyond the paper: every so many steps also have a word batch and the alignment loss of ``align``; 0 has none."""
 
 
 class SimilaritySettings(Settings):
@@ -385,6 +390,10 @@ class LogSettings(Settings):
 
     every_steps: int = Field(1, ge=1)
     """Steps between lines in metrics.jsonl."""
+    gradient_cosine_every_steps: int = Field(0, ge=0)
+    """Steps between measurements of the cosine between the gradients of both losses, where a step has both; 0 measures
+    none. One takes two more backward passes and the memory of two fp32 gradients (tools/plan.py does not count them),
+    and changes nothing; not under ZeRO-3 or fp16."""
     tensorboard: bool = False
     """Also write TensorBoard events, through DeepSpeed's monitor."""
     csv: bool = False
@@ -438,7 +447,7 @@ class RunSettings(Settings):
         problems = []
         if self.stages not in (["align", "pretrain"], ["align"], ["pretrain"]):
             problems.append(f"stages: {self.stages} is not align, pretrain, or align then pretrain")
-        if self.table is None and ("align" in self.stages or self.switches):
+        if self.table is None and ("align" in self.stages or self.switches or self.keeps_aligning):
             problems.append("table: missing; stage 1 and code-switching need it (or set codeswitch.mode=off)")
         clones = any(corpus.clone for corpus in self.data.corpora)
         for corpus in self.data.corpora + self.data.held_out:
@@ -456,6 +465,11 @@ class RunSettings(Settings):
     def switches(self) -> bool:
         """Whether stage 2 code-switches."""
         return "pretrain" in self.stages and self.codeswitch.mode != "off" and self.codeswitch.total_ratio > 0
+
+    @property
+    def keeps_aligning(self) -> bool:
+        """Whether stage 2 has steps with an alignment loss."""
+        return "pretrain" in self.stages and self.pretrain.align_every_steps > 0
 
     @property
     def has_clone(self) -> bool:

@@ -418,6 +418,18 @@ def lm_loss_sum_of_states(
     return losses.float().sum()
 
 
+def transformer_blocks(model: nn.Module) -> nn.ModuleList:
+    """The transformer blocks: the longest list of modules that all have one class.
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(block) for block in m}) == 1]
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no list of transformer blocks; set kernels.compile=off")
+    return max(lists, key=len)
+
+
 def num_parameters(model: nn.Module, embeddings: bool = True) -> int:
     """Parameters of the model, tied ones once; without ``embeddings``, all but look-up tables and the LM head."""
     total = sum(parameter.numel() for parameter in model.parameters())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import deepspeed
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from prealign_ds.alignment.batches import WordBatch, WordBatches
+from prealign_ds.alignment.conflict import GradientComparison
 from prealign_ds.alignment.loss import layer_alignments
 from prealign_ds.alignment.representations import word_representations
 from prealign_ds.alignment.rows import TableRows
@@ -62,10 +63,10 @@ class AlignmentStage:
             ``aligned_cosine`` and ``random_cosine`` of each layer.
         """
         states = word_representations(model, batch)
-        layers = self.layers(len(states))
+        weights = self.layer_weights(len(states))
         world, rows = len(batch.counts), sum(batch.counts)
         scale = world / batch.num_anchors
-        found = layer_alignments([states[layer] for layer in layers], batch, self.settings.temperature)
+        found = layer_alignments([states[layer] for layer in weights], batch, self.settings.temperature)
         losses = found.losses_L * scale
         others = max(1, rows * (rows - 1) - batch.num_positives)
         log = {
@@ -73,20 +74,19 @@ class AlignmentStage:
             "aligned_cosine": found.positive_cosines_L / batch.num_positives,
             "random_cosine": found.other_cosines_L / others,
         }
-        return self.settings.weight * losses.sum(), log
+        return self.settings.weight * (losses * losses.new_tensor(list(weights.values()))).sum(), log
 
-    def layers(self, total: int) -> list[int]:
-        """The layers that take part, of 0 .. L+1.
+    def layer_weights(self, total: int) -> dict[int, float]:
+        """The layers that take part, of 0 .. L+1 in this order, and what the loss of each is multiplied by.
 
         Raises:
             ValueError: If ``align.layers`` names a layer that the model does not have.
         """
-        if self.settings.layers == "all":
-            return list(range(total))
-        wrong = [layer for layer in self.settings.layers if not 0 <= layer < total]
-        if wrong:
+        layers = range(total) if self.settings.layers == "all" else self.settings.layers
+        weights = dict(layers) if isinstance(layers, dict) else dict.fromkeys(layers, 1.0)
+        if wrong := [layer for layer in weights if not 0 <= layer < total]:
             raise ValueError(f"align.layers: {wrong} are not layers of the model, which has 0 to {total - 1}")
-        return sorted(cast(Sequence[int], self.settings.layers))
+        return dict(sorted(weights.items()))
 
 
 class JointModel(nn.Module):
@@ -120,6 +120,7 @@ class JointModel(nn.Module):
         loss_scale: float = 1.0,
         words: WordBatch | None = None,
         words_scale: float = 1.0,
+        comparison: GradientComparison | None = None,
         task: Callable[[PreTrainedModel], Any] | None = None,
     ) -> Any:
         """L_LM, plus L_align if ``words`` are given; or ``task``.
@@ -131,6 +132,7 @@ class JointModel(nn.Module):
                 the global batch, so that ranks with more ignored targets weigh right.
             words: This rank's share of the word batch; once an optimizer step, not once a micro-step.
             words_scale: Multiplies L_align; the number of accumulation steps undoes the engine's average over them.
+            comparison: Gets the gradients of both losses.
             task: Anything else to compute with the model, an evaluation for example, in here because of ZeRO-3; all
                 ranks must pass one that runs the same modules in the same order.
 
@@ -144,10 +146,15 @@ class JointModel(nn.Module):
         lm_loss = self._lm_loss(input_ids, targets)
         log = {"lm_loss_sum": lm_loss.detach(), "num_targets": (targets != -100).sum()}
         loss = lm_loss * loss_scale
+        if comparison is not None:
+            comparison.add("lm", loss)
         if words is not None and self.stage is not None:
             alignment, alignment_log = self.stage.loss(self.model, words)
-            loss = loss + alignment * words_scale
+            alignment = alignment * words_scale
             log |= alignment_log
+            if comparison is not None:
+                comparison.add("alignment", alignment)
+            loss = loss + alignment
         return loss, log
 
     def _lm_loss(self, input_ids: Tensor, targets: Tensor) -> Tensor:

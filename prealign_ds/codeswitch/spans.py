@@ -25,6 +25,9 @@ _KIND = regex.compile(
     rf"(?P<s>\s)|(?P<l>[\p{{L}}\p{{M}}])|(?P<d>\p{{N}})|(?P<u>[{APOSTROPHES}\udc80-\udcff])|(?P<o>.)", regex.DOTALL
 )  # space, letter, digit, unclear (an apostrophe, or a byte of a character that tokens cut), other
 _KIND_BIT = {"": 1, "s": 2, "l": 4, "d": 8, "u": 16, "o": 32}
+_CLOSES_SENTENCE = regex.compile(r"[.!?\u2026\u061f\u06d4\u0964][\p{Pe}\p{Pf}\"'*_]*$")  # a space must follow
+_CLOSES_QUOTE = regex.compile(r"[\p{Pe}\p{Pf}\"'*_]+$")
+_BREAKS_SENTENCE = regex.compile(r"\n|[\u3002\uff01\uff1f][\p{Pe}\p{Pf}]*$")
 _LEADING_SPACE = regex.compile(r"\s*")
 
 _BORDER, _UNCLEAR, _CLEAN = 0x3F, 0x40, 0x80
@@ -46,16 +49,20 @@ class WordFinder:
     def __init__(self, pieces: list[bytes | None]):
         self._pieces = pieces
         self._measured: dict[tuple[tuple[int, ...], int], int] = {}
-        self._leads = np.zeros(len(pieces), dtype=bool)
+        self._leads, self._closes, self._quotes, self._breaks = np.zeros((4, len(pieces)), dtype=bool)
         # mark = _own[token] & _after[predecessor]: the predecessor's last kind is one bit, and that bit is all that is
         # missing from the border bits of a token that goes on with this kind.
         self._own, self._after = np.zeros((2, len(pieces)), dtype=np.uint8)
         for token, piece in enumerate(pieces):
-            kinds = "".join(match.lastgroup for match in _KIND.finditer(_decode(piece or b"")))
+            text = _decode(piece or b"")
+            kinds = "".join(match.lastgroup for match in _KIND.finditer(text))
             unclear, leads = "u" in kinds, kinds.startswith("s")
             clean = unclear or len(set(kinds.lstrip("s"))) == 1
             goes_on = 0 if unclear or leads else _KIND_BIT[kinds[:1]]
             self._leads[token] = leads
+            self._closes[token] = bool(_CLOSES_SENTENCE.search(text))
+            self._quotes[token] = bool(_CLOSES_QUOTE.match(text))
+            self._breaks[token] = piece is None or bool(_BREAKS_SENTENCE.search(text))
             self._own[token] = _BORDER - goes_on | _UNCLEAR * unclear | _CLEAN * clean
             self._after[token] = _KIND_BIT["u" if unclear else kinds[-1:]] | _UNCLEAR | _CLEAN
 
@@ -64,6 +71,19 @@ class WordFinder:
         marks = self._own[tokens]
         marks[1:] &= self._after[tokens[:-1]]
         return marks
+
+    def sentence_starts(self, tokens: np.ndarray) -> np.ndarray:
+        """Where a sentence begins: bool, as long as the row, whose first token always begins one.
+
+        Behind a full stop, question or exclamation mark (with a token of brackets or quotes that close after it) and
+        white space, behind the marks of Chinese and Japanese, a line end, and a special token. Abbreviations end
+        sentences too; a mark that is cut into several tokens does not.
+        """
+        starts, closes = np.ones(len(tokens), dtype=bool), self._closes[tokens]
+        closes[1:] |= self._quotes[tokens[1:]] & closes[:-1]
+        before, after = tokens[:-1], tokens[1:]
+        starts[1:] = self._breaks[before] | (closes[:-1] & (self._leads[after] | self._breaks[after]))
+        return starts
 
     def ends(self, tokens: np.ndarray, marks: np.ndarray, begins: list[int]) -> list[int]:
         """Where the words end that begin at the tokens ``begins``; 0 where no word is exactly whole tokens.

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 import threading
 from array import array
 from bisect import bisect_right
@@ -28,6 +27,7 @@ IGNORED = -100
 """Target of a position that no loss is computed for."""
 
 Mode = Literal["off", "input_only", "vanilla"]
+Unit = Literal["word", "sentence"]
 
 _SIZE = 8  # bytes of a token: rows are put together from slices of bytes, which cost far less than slices of arrays
 _COLUMNS_GROW = threading.Lock()  # not of one switcher, so that switchers can be pickled
@@ -70,6 +70,9 @@ class CodeSwitcher:
     trainer and world size. The language is drawn by ``language_weights`` among those that have a translation, then the
     translation uniformly. The case of the word and the white space before it are kept.
 
+    With ``unit="sentence"`` the words of a sentence share the draw at its first token, so that all or none are
+    replaced, and in one language; what a sample begins with counts as a sentence.
+
     Args:
         table: The alignment table; held-out pairs are not used.
         tokenizer: The tokenizer of the corpus.
@@ -77,7 +80,8 @@ class CodeSwitcher:
         language_weights: Share of each language in the switched words; languages that are absent are not used.
             None gives every language of the table the same share.
         fixed_shares: Whether a language keeps its share where a word has no translation in it, so that the word then
-            stays as it is; else the other languages share it.
+            stays as it is, as it always does in a switched sentence; else the other languages share it.
+        unit: What is drawn.
 
     Raises:
         ValueError: If a weight is negative, or names a language that the table does not have.
@@ -90,8 +94,10 @@ class CodeSwitcher:
         mode: Mode = "input_only",
         language_weights: Mapping[str, float] | None = None,
         fixed_shares: bool = False,
+        unit: Unit = "word",
     ):
         self.mode = mode
+        self.unit = unit
         self._table = table
         self._weights = dict(language_weights or dict.fromkeys(table.languages, 1.0))
         for language, weight in self._weights.items():
@@ -100,12 +106,12 @@ class CodeSwitcher:
                     f"code-switch weight {language}: {weight}: weights are 0 or more, and of the table's languages "
                     f"{sorted(table.languages)}"
                 )
-        self._whole = sum(self._weights.values()) if fixed_shares else None
+        self._fixed_shares = fixed_shares or unit == "sentence"
         self._encode = FragmentEncoder(tokenizer)
         self._words = WordFinder(self._encode.pieces)
         self._clone_ids = clone_ids(tokenizer)
         # The replacements of all words seen so far, in columns: few objects, few cache misses. A word as it is spelled
-        # in tokens has a range of them, over which ``_cumulative`` rises to 1, or less.
+        # in tokens has a range of them, over which ``_cumulative`` rises to 1. An empty one keeps the word.
         self._choices: dict[bytes, range] = {}
         self._cumulative = array("d")
         self._replacements: list[bytes] = []
@@ -148,6 +154,9 @@ class CodeSwitcher:
         last = before + len(bits)
         marks = self._words.marks(row)
         starts = marks[before:last] >= WORD_START
+        if self.unit == "sentence":
+            begins_sentence = self._words.sentence_starts(row[before:last])
+            bits = bits[np.maximum.accumulate(np.where(begins_sentence, np.arange(len(bits)), 0))]
         threshold = np.uint64(min(int(ratio * 2.0**64), 2**64 - 1))
         places = ((bits < threshold) & starts).nonzero()[0]
         draws = (bits[places] & _LOW_BITS) * 2.0**-32
@@ -195,9 +204,9 @@ class CodeSwitcher:
                 choices = self._find_choices(spelling)
             if choices:
                 choice = bisect_right(cumulative, draw, choices.start, choices.stop)
-                if choice == choices.stop:  # the share of a language that the word lacks
-                    continue
                 replacement = replacements[choice]
+                if not replacement:  # the share of a language that the word lacks
+                    continue
                 inputs += raw[shown:begin], replacement
                 targets += raw[due : begin + _SIZE], _IGNORED * (len(replacement) // _SIZE - 1)
                 shown = due = end
@@ -218,20 +227,23 @@ class CodeSwitcher:
         replacements: list[bytes] = []
         languages: list[str] = []
         probabilities: list[float] = []
-        for language, texts in translations.items():
+        for language in self._weights if self._fixed_shares else translations:
+            texts = translations.get(language, [])
             if not self._weights.get(language):
                 continue
             if language == CLONE_LANGUAGE:
-                found = [self._clone_ids[tokens]]
+                found = [self._clone_ids[tokens]] if texts else []
             else:
                 encoded = self._encode([space + copy_case(word, text) for text in texts])
                 found = [ids for ids in encoded if ids is not None]
-            replacements += [ids.tobytes() for ids in found]
-            languages += [language] * len(found)
-            probabilities += [self._weights[language] / max(1, len(found))] * len(found)
-        cumulative = np.cumsum(probabilities) / (self._whole or np.sum(probabilities)) if probabilities else np.empty(0)
-        if self._whole is None or math.isclose(sum(probabilities), self._whole):
-            cumulative[-1:] = 1.0
+            spelled = [ids.tobytes() for ids in found] or [b""] * self._fixed_shares
+            replacements += spelled
+            languages += [language] * len(spelled)
+            probabilities += [self._weights[language] / max(1, len(spelled))] * len(spelled)
+        if not any(replacements):
+            replacements, languages, probabilities = [], [], []
+        cumulative = np.cumsum(probabilities) / np.sum(probabilities) if probabilities else np.empty(0)
+        cumulative[-1:] = 1.0
         with _COLUMNS_GROW:
             choices = range(len(self._replacements), len(self._replacements) + len(replacements))
             self._replacements += replacements

@@ -96,7 +96,11 @@ def _model(run: Run) -> Iterator[Finding]:
     ds_config = read_ds_config(settings.deepspeed)
     for plan in plan_stages(settings, run.world.size):
         tokens = plan.micro_batch_size * plan.sequence_length
-        place = Place.of(run.world.device, ds_config, run.model_config, tokens, plan.name == "align")
+        place = Place.of(
+            *(run.world.device, ds_config, run.model_config, tokens),
+            word_batches=bool(plan.words_every),
+            two_backwards=bool(plan.words_every and settings.log.gradient_cosine_every_steps),
+        )
         for line in choose_kernels(settings.kernels, place)[1]:
             yield Finding(f"kernels {plan.name}", "ok", line)
     most, free = forecast_most(settings, run), shutil.disk_usage(_existing(run.dir)).free
@@ -135,7 +139,7 @@ def _data(run: Run) -> Iterator[Finding]:
                 yield Finding(f"samples {plan.name}", "warning", text, advice)
                 continue
         yield Finding(f"samples {plan.name}", "ok", f"the first {number}: {text}")
-        if plan.name == "align":
+        if plan.words_every:
             yield _words(run, plan)
 
 
@@ -143,8 +147,8 @@ def _words(run: Run, plan: StagePlan) -> Finding:
     from prealign_ds.alignment.stage import AlignmentStage
 
     stage = AlignmentStage(run.table, run.tokenizer, run.settings.align, run.settings.seed)
-    stage.layers(run.settings.model.num_layers + 2)
-    rows, visits = sum(stage.batch(0).counts), stage.visits(plan.num_steps)
+    stage.layer_weights(run.settings.model.num_layers + 2)
+    rows, visits = sum(stage.batch(0).counts), stage.visits(plan.num_word_batches)
     advice = "" if visits >= 10 else "10 or more are advised: raise align.words_per_step or align.budget_share"
     text = f"{len(stage.rows.trained_words):,} in {rows:,} rows a step; each is visited {visits:.1f} times"
     return Finding("words", "ok" if visits >= 10 else "warning", text, advice)

@@ -109,7 +109,7 @@ def look_at_data(settings: RunSettings, vocab_size: int | None = None) -> Data:
         source = "--vocab-size" if vocab_size else f"{folder} does not exist yet"
         assumptions.append(f"a tokenizer of {vocab_size or ASSUMED_VOCABULARY:,} tokens ({source})")
     words = None
-    if "align" in settings.stages:
+    if "align" in settings.stages or settings.keeps_aligning:
         assert settings.table is not None, "the configuration is checked to have one"
         if tokenizer is not None and settings.table.path.is_file():
             words = _words_of_table(settings, tokenizer)
@@ -222,7 +222,7 @@ def _stage_memory(
         activation="plain" if settings.kernels.activation == "plain" else "fused",
         keeps_gradients=engine.keeps_gradients,
         bucket_bytes=states.buckets,
-        words=_word_shape(settings, data.words, plan.world_size) if plan.name == "align" else None,
+        words=_word_shape(settings, data.words, plan.world_size) if plan.words_every else None,
     )
     held_out = replace(step, micro_batch_size=settings.evaluation.batch_size, training=False, words=None)
     evaluation = sum(_step_bytes(model, held_out).values()) if settings.data.held_out else 0

@@ -63,12 +63,12 @@ class StageForecast:
     Attributes:
         plan: The stage in numbers.
         lm_flops: Of an optimizer step on all GPUs, without recomputation.
-        word_flops: Of the step's word batch; 0 in stage 2.
+        word_flops: Of word batches, on average over the steps.
         recomputed_flops: What activation checkpointing adds.
         traffic: Bytes that a GPU sends in a step, by kind.
         traffic_seconds: Their time where nothing hides it.
         step_seconds: Seconds of a step: compute at the high and low share of the peak, traffic hidden and not.
-        visits: How often stage 1 sees each word of W; None in stage 2 and where the table is not there.
+        visits: How often the stage sees each word of W; None without word batches and where the table is not there.
     """
 
     plan: StagePlan
@@ -125,7 +125,7 @@ def _forecast(
     engine: Engine,
     bandwidth: float,
 ) -> StageForecast:
-    aligns = plan.name == "align" and words is not None
+    aligns = plan.words_every > 0 and words is not None
     layers = costs.num_layers + 2 if settings.align.layers == "all" else len(settings.align.layers)
     lm_flops = costs.flops_per_token * plan.batch_tokens
     recomputed = costs.recomputed_per_token * plan.batch_tokens
@@ -133,12 +133,15 @@ def _forecast(
     if aligns and words is not None:
         # Three products of all rows with all rows: logits, once more for the gradient, and the gradient itself.
         word_flops = 6 * costs.num_block_parameters * words.step_tokens + 6 * layers * costs.hidden_size * words.rows**2
+        word_flops /= plan.words_every
         if settings.model.activation_checkpointing:
-            recomputed += 2 * costs.num_block_parameters * words.step_tokens
-        visits = plan.num_steps * settings.align.words_per_step / words.num_words if words.num_words else None
+            recomputed += 2 * costs.num_block_parameters * words.step_tokens / plan.words_every
+        visits = plan.num_word_batches * settings.align.words_per_step / words.num_words if words.num_words else None
     traffic = step_traffic(engine, costs.sizes, machine.world_size, plan.accumulation_steps)
     if aligns and words is not None:
-        traffic["word rows"] = _others(machine.world_size) * 4 * layers * words.rows * costs.hidden_size
+        traffic["word rows"] = (
+            _others(machine.world_size) * 4 * layers * words.rows * costs.hidden_size / plan.words_every
+        )
     seconds = sum(traffic.values()) / bandwidth
     slowest, fastest = (
         (lm_flops + word_flops + recomputed) / (share * machine.gpu.peak_flops * machine.world_size)

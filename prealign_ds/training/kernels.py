@@ -24,6 +24,7 @@ from torch.utils.cpp_extension import CUDA_HOME
 from transformers.activations import NewGELUActivation
 
 from prealign_ds.config import KernelSettings
+from prealign_ds.model import transformer_blocks
 from prealign_ds.training.environment import World
 
 _LOGGER = logging.getLogger(__name__)
@@ -47,6 +48,7 @@ class Place:
         zero_stage: ZeRO stage.
         offload: Where the optimizer's state is offloaded to: ``cpu``, ``nvme``, or nothing.
         word_batches: Whether the stage encodes word batches, whose shape changes with every step.
+        two_backwards: Whether a graph's gradients are taken more than once (``log.gradient_cosine_every_steps``).
         logits_bytes: A micro-batch's logits in fp32, or in 16 bits with their gradient.
         linear_head: Whether the logits are the last state times the output embedding and nothing else.
         memory: Bytes of the GPU; 0 elsewhere.
@@ -63,12 +65,19 @@ class Place:
     logits_bytes: int
     linear_head: bool
     memory: int = 0
+    two_backwards: bool = False
     chained_gelu: bool = True
     compiled: bool = False
 
     @classmethod
     def of(
-        cls, device: torch.device, deepspeed: Mapping[str, Any], model_config: Any, tokens: int, word_batches: bool
+        cls,
+        device: torch.device,
+        deepspeed: Mapping[str, Any],
+        model_config: Any,
+        tokens: int,
+        word_batches: bool,
+        two_backwards: bool = False,
     ) -> Place:
         """The place of a stage.
 
@@ -78,6 +87,7 @@ class Place:
             model_config: The model's transformers configuration.
             tokens: Tokens in a micro-batch.
             word_batches: Whether the stage encodes word batches.
+            two_backwards: Whether a graph's gradients are taken more than once.
         """
         zero = deepspeed.get("zero_optimization", {})
         changes_logits = ("logit_scale", "logits_scaling", "final_logit_softcapping", "lm_head_bias")
@@ -92,6 +102,7 @@ class Place:
             zero_stage=zero.get("stage", 0),
             offload="" if offload == "none" else offload,
             word_batches=word_batches,
+            two_backwards=two_backwards,
             logits_bytes=4 * tokens * model_config.vocab_size,
             chained_gelu="gelu_new" in (getattr(model_config, "activation_function", ""), hidden_act),
             linear_head=not any(getattr(model_config, name, None) for name in changes_logits),
@@ -208,7 +219,9 @@ def _lm_loss(place: Place) -> dict[str, _Candidate]:
     other_head = "" if place.linear_head else "this model's logits are not the output embedding's alone"
     liger = other_head or ("" if place.device == "cuda" else "it needs a GPU")
     liger = liger or ("" if _installed("liger_kernel") else "the package liger-kernel is not installed")
-    compiled = _Candidate(_compiler_obstacle(place))
+    once = "its backward runs once, and log.gradient_cosine_every_steps needs it again" if place.two_backwards else ""
+    liger = liger or once
+    compiled = _Candidate(_compiler_obstacle(place) or once)
     if place.device == "cpu":
         compiled = replace(compiled, unwise="on a CPU it takes a minute and gains little")
     elif place.logits_bytes > COMPILED_LOGITS_SHARE * place.memory:
@@ -297,18 +310,6 @@ def compile_adam(world: World, offload: bool) -> None:
     _LOGGER.info("compiling DeepSpeed's Adam, if it is not there yet (a minute)")
     get_accelerator().create_op_builder(_ADAM_BUILDERS[offload]).load(verbose=False)
     world.any(False)
-
-
-def transformer_blocks(model: nn.Module) -> nn.ModuleList:
-    """The transformer blocks: the longest list of modules that all have one class.
-
-    Raises:
-        ValueError: If the model has none.
-    """
-    lists = [m for m in model.modules() if isinstance(m, nn.ModuleList) and len({type(block) for block in m}) == 1]
-    if not lists:
-        raise ValueError(f"kernels.compile: {type(model).__name__} has no list of transformer blocks; set it to off")
-    return max(lists, key=len)
 
 
 def _use_apex_norms(model: nn.Module) -> None:

@@ -15,6 +15,7 @@ import torch
 from deepspeed.accelerator import get_accelerator
 from transformers import PreTrainedModel
 
+from prealign_ds.alignment.conflict import GradientComparison
 from prealign_ds.cli import LocalError
 from prealign_ds.config import StageSettings
 from prealign_ds.files import atomic_write, claimed, write_json
@@ -136,7 +137,18 @@ class StageLoop:
     def _choose_kernels(self, ds_config: dict[str, Any]) -> Kernels:
         run, plan = self.run, self.plan
         tokens = plan.micro_batch_size * plan.sequence_length
-        place = Place.of(run.world.device, ds_config, run.model_config, tokens, plan.name == "align")
+        place = Place.of(
+            *(run.world.device, ds_config, run.model_config, tokens),
+            word_batches=bool(plan.words_every),
+            two_backwards=self._compares_gradients,
+        )
+        fp16 = ds_config.get("fp16", {}).get("enabled")
+        if self._compares_gradients and (fp16 or place.zero_stage == 3):
+            raise ValueError(
+                "log.gradient_cosine_every_steps: needs whole weights and gradients that do not vanish without a loss "
+                f"scale, and {run.settings.deepspeed} has {'fp16' if fp16 else 'ZeRO stage 3'}; set it to 0, or use "
+                "ZeRO 0 to 2 in bf16 or fp32"
+            )
         kernels, lines = choose_kernels(run.settings.kernels, place)
         for line in lines:
             _LOGGER.info("%s: %s", plan.name, line)
@@ -144,6 +156,10 @@ class StageLoop:
             self.watchdog.at("compiling DeepSpeed's Adam")
             compile_adam(run.world, bool(place.offload))
         return kernels
+
+    @property
+    def _compares_gradients(self) -> bool:
+        return self.plan.words_every > 0 and self.run.settings.log.gradient_cosine_every_steps > 0
 
     def _poll(self) -> None:
         """Called again and again in long work, by all ranks alike."""
@@ -237,13 +253,18 @@ class StageLoop:
         torch.manual_seed(key_of("dropout", self.run.settings.seed, plan.name, step, world.rank) >> 1)
         set_learning_rate(self.engine, self._learning_rate(self.sample))
         logs, counts = [], Counter[str]()
+        number = plan.word_batch(step)
+        comparison = None
+        every = self.run.settings.log.gradient_cosine_every_steps
+        if self._compares_gradients and number is not None and step % every == 0:
+            comparison = GradientComparison(self.module.model)
         for micro_step in range(plan.accumulation_steps):
             self.watchdog.at(f"reading the data of {plan.name} step {step + 1}")
             waited = time.perf_counter()
             batch = next(batches)
             words = None
-            if self.alignment is not None and micro_step == 0:
-                words = self.alignment.batch(step, world.rank, world.size).to(world.device)
+            if self.alignment is not None and number is not None and micro_step == 0:
+                words = self.alignment.batch(number, world.rank, world.size).to(world.device)
             self.sums.data_wait_s += time.perf_counter() - waited
             self.watchdog.at(f"computing {plan.name} step {step + 1}")
             loss, log = self.engine(
@@ -252,8 +273,11 @@ class StageLoop:
                 plan.loss_scale(samples),
                 words,
                 float(plan.accumulation_steps),
+                comparison,
             )
             self.engine.backward(loss)
+            if comparison is not None and micro_step == plan.accumulation_steps - 1:
+                log |= comparison.products()
             applied = take_step(self.engine)
             logs.append(log)
             counts.update({name: batch.counts[name] for name in self._count_names})
@@ -264,6 +288,7 @@ class StageLoop:
         if applied:
             self._skipped_in_row = 0
             counts["applied_steps"] = int(world.is_main)
+            counts["aligned_steps"] = int(world.is_main and number is not None)
             self.sums.add(logs, counts)
         else:
             self._report_skipped(samples)

@@ -16,6 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from prealign_ds.alignment.conflict import cosine_and_ratio
 from prealign_ds.alignment.stage import AlignmentStage
 from prealign_ds.files import atomic_write
 from prealign_ds.training.gpus import peak_flops
@@ -156,17 +157,20 @@ class StageLog:
             share = 100 * knowledge.share(0)
             _LOGGER.info("%s: sentences of facts take %.1f %% of the samples of a period", plan.name, share)
         if self._alignment is not None:
-            rows, visits = self._alignment.rows, self._alignment.visits(plan.num_steps)
+            rows, visits = self._alignment.rows, self._alignment.visits(plan.num_word_batches)
             _LOGGER.info(
-                "align: %d words, %d rows, %d pairs; %d pairs with identical tokens dropped, %d not spellable; "
+                "%s: %d words, %d rows, %d pairs; %d pairs with identical tokens dropped, %d not spellable; "
                 "each word is visited %.1f times%s",
+                plan.name,
                 len(rows.trained_words),
                 len(rows),
                 len(rows.pairs),
                 rows.num_identical,
                 rows.num_unspellable,
                 visits,
-                "" if visits >= 10 else " (10 or more are advised: raise align.words_per_step or align.budget_share)",
+                ""
+                if visits >= 10 or plan.name != "align"
+                else " (10 or more are advised: raise align.words_per_step or align.budget_share)",
             )
 
     def write(self, step: int, sample: int, sums: StepSums, totals: dict[str, list[float]]) -> None:
@@ -199,7 +203,12 @@ class StageLog:
         }
         for name in ("alignment_loss", "aligned_cosine", "random_cosine"):
             if name in totals:
-                record[name] = [value / applied for value in totals[name]]
+                record[name] = [value / totals["aligned_steps"][0] for value in totals[name]]
+        if "gradient_dot" in totals:
+            products = [totals[name] for name in ("gradient_dot", "lm_gradient", "alignment_gradient")]
+            record["gradient_cosine"], record["gradient_ratio"] = cosine_and_ratio(*products)
+            layers = [cosine_and_ratio([dot], [lm], [own])[0] for dot, lm, own in zip(*products, strict=True)]
+            record["gradient_cosine_by_layer"] = layers
         if totals.get("num_words", [0])[0]:
             switch = self._run.settings.codeswitch
             words, drawn = totals["num_words"][0], totals["num_drawn"][0]
@@ -255,6 +264,8 @@ def progress_line(record: dict[str, Any], num_steps: int) -> str:
         parts.append(f"alignment {sum(record['alignment_loss']):.3f}")
         cosines = record["aligned_cosine"]
         parts.append(f"cosine {sum(cosines) / len(cosines):.3f}")
+    if "gradient_cosine" in record:
+        parts.append(f"gradients' cosine {record['gradient_cosine']:.3f}")
     if record.get("codeswitch_rate") is not None:
         parts.append(f"switched {100 * record['codeswitch_rate']:.2f} %")
     parts += [f"lr {record['learning_rate']:.2e}", f"{record['tokens_per_s']:,.0f} tokens/s"]

@@ -25,6 +25,8 @@ class StagePlan:
         accumulation_steps: Micro-batches of one rank in an optimizer step.
         world_size: Ranks.
         sequence_length: Tokens S in a sample.
+        words_every: Every so many steps encode a word batch; 0 for none.
+        first_word_batch: Number of the first one.
     """
 
     name: str
@@ -35,6 +37,8 @@ class StagePlan:
     accumulation_steps: int
     world_size: int
     sequence_length: int
+    words_every: int = 0
+    first_word_batch: int = 0
 
     @property
     def batch_tokens(self) -> int:
@@ -54,6 +58,17 @@ class StagePlan:
     def steps_from(self, sample: int) -> int:
         """Optimizer steps that are left when ``sample`` is the next one."""
         return math.ceil((self.end_sample - sample) / self.batch_samples)
+
+    @property
+    def num_word_batches(self) -> int:
+        """Steps that encode a word batch."""
+        return math.ceil(self.num_steps / self.words_every) if self.words_every else 0
+
+    def word_batch(self, step: int) -> int | None:
+        """Number of the word batch that step ``step`` encodes, or None."""
+        if not self.words_every or step % self.words_every:
+            return None
+        return self.first_word_batch + step // self.words_every
 
     def loss_scale(self, samples: int) -> float:
         """What a rank multiplies a micro-batch's summed loss by, in a global batch of ``samples`` samples.
@@ -91,7 +106,14 @@ def plan_stages(settings: RunSettings, world_size: int) -> list[StagePlan]:
                 f"{batch * length} tokens; raise lm_tokens or lower {name}.batch_tokens"
             )
         accumulation = _accumulation(name, batch, stage.micro_batch_size, world_size, length)
-        plans.append(StagePlan(name, first, end, batch, stage.micro_batch_size, accumulation, world_size, length))
+        words_every = 1 if name == "align" else settings.pretrain.align_every_steps
+        first_word_batch = sum(plan.num_word_batches for plan in plans)
+        plans.append(
+            StagePlan(
+                *(name, first, end, batch, stage.micro_batch_size, accumulation, world_size, length),
+                *(words_every, first_word_batch),
+            )
+        )
     return plans
 
 

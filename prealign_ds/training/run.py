@@ -102,7 +102,7 @@ class Run:
             switch = settings.codeswitch
             weights = switch.language_ratios or switch.language_weights
             fixed = switch.language_ratios is not None
-            switcher = CodeSwitcher(self.table, self.tokenizer, switch.mode, weights, fixed)
+            switcher = CodeSwitcher(self.table, self.tokenizer, switch.mode, weights, fixed, switch.unit)
         corpora = [
             StreamCorpus(
                 corpus.name,
@@ -140,9 +140,9 @@ class Run:
         if stage == "pretrain" and "align" in settings.stages:
             load_weights(model, self.dir / "align")
         alignment = None
-        if stage == "align":
+        if stage == "align" or settings.keeps_aligning:
             alignment = AlignmentStage(self.table, self.tokenizer, settings.align, settings.seed)
-            alignment.layers(settings.model.num_layers + 2)
+            alignment.layer_weights(settings.model.num_layers + 2)
         kernels.apply(model)
         return JointModel(model, self.vocabulary, alignment, kernels.lm_loss)
 

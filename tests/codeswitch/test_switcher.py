@@ -13,6 +13,7 @@ from test_spans import reference_spans
 from prealign_ds.alignment.counting import WordCount
 from prealign_ds.alignment.sources import Pair
 from prealign_ds.alignment.table import AlignmentTable
+from prealign_ds.codeswitch.spans import WordFinder
 from prealign_ds.codeswitch.switcher import IGNORED, CodeSwitcher
 from prealign_ds.corpus.tokenizer import FragmentEncoder, token_bytes
 from prealign_ds.randomness import mix
@@ -28,16 +29,34 @@ def encode(tokenizer, text):
     return np.array(tokenizer.encode(text, add_special_tokens=False))
 
 
-def slow_switch(tokenizer, table, mode, tokens, start, length, ratio, key):
+def slow_sentence_starts(pieces, tokens, start, length):
+    """For each place of a sample, where its sentence begins, by looking at the pieces around each border."""
+    begins, current = {}, start
+    for place in range(start, start + length):
+        if place > start:
+            before, after = pieces[tokens[place - 1]], pieces[tokens[place]]
+            ending = before
+            if before is not None and not before.strip(b"\"'*_)]}") and place - 1 > start:
+                ending = (pieces[tokens[place - 2]] or b"") + before
+            closed = ending is not None and ending.rstrip(b"\"'*_)]}").endswith((b".", b"!", b"?", "…".encode()))
+            spaced = after is None or after[:1].isspace() or b"\n" in after
+            if before is None or b"\n" in before or (closed and spaced):
+                current = place
+        begins[place] = current
+    return begins
+
+
+def slow_switch(tokenizer, table, mode, tokens, start, length, ratio, key, unit="word"):
     """Eq. 5 and 6 word by word: lists, no vectors, spans from the decoded text."""
     pieces, fragments = token_bytes(tokenizer), FragmentEncoder(tokenizer)
     tokens = [int(token) for token in tokens]
     ends = dict(reference_spans(pieces, tokens))
+    sentences = slow_sentence_starts(pieces, tokens, start, length)
     units, place = [], start  # (tokens in the input, original tokens, switched)
     while place < start + length:
         end = ends.get(place)
         replacement = None
-        draw = mix(place ^ key)
+        draw = mix((sentences[place] if unit == "sentence" else place) ^ key)
         if end is not None and end <= start + length and draw < ratio * 2**64:
             text = b"".join(pieces[t] for t in tokens[place:end]).decode()
             word = text.lstrip()
@@ -124,15 +143,16 @@ _SOURCE = st.sampled_from(
     ratio=st.sampled_from([0.05, 0.5, 1.0]),
     key=st.integers(0, 2**64 - 1),
     mode=st.sampled_from(["input_only", "vanilla"]),
+    unit=st.sampled_from(["word", "sentence"]),
 )
-def test_switcher_agrees_with_the_equations(any_tokenizer, translations, seed, start, length, ratio, key, mode):
+def test_switcher_agrees_with_the_equations(any_tokenizer, translations, seed, start, length, ratio, key, mode, unit):
     table = make_table(translations)
     text = encode(any_tokenizer, make_text(60, seed))
     tokens = np.array([*text[:50], any_tokenizer.eos_token_id, *text[50:]])
     if start + length + 1 > len(tokens):
         return
-    done = CodeSwitcher(table, any_tokenizer, mode)(Row(tokens), start, length, ratio, key)
-    inputs, targets = slow_switch(any_tokenizer, table, mode, tokens, start, length, ratio, key)
+    done = CodeSwitcher(table, any_tokenizer, mode, unit=unit)(Row(tokens), start, length, ratio, key)
+    inputs, targets = slow_switch(any_tokenizer, table, mode, tokens, start, length, ratio, key, unit)
     assert done.input_ids.tolist() == inputs
     assert done.targets.tolist() == targets
 
@@ -245,3 +265,43 @@ def test_ratios_by_language_leave_a_word_as_it_is_where_the_language_lacks_it(to
     assert done.num_switched["de"] / done.num_words == pytest.approx(0.02, rel=0.1)
     assert done.num_switched["ru"] / done.num_words == pytest.approx(0.03, rel=0.1), "half of the words have none"
     assert done.num_drawn / done.num_words == pytest.approx(0.08, rel=0.05)
+
+
+def test_a_sentence_is_switched_as_a_whole_and_in_one_language(tokenizer):
+    pairs = [Pair(word, language, language.upper(), "t") for word in ("the", "we") for language in ("de", "ru")]
+    pairs.append(Pair("house", "de", "DE", "t"))
+    table = AlignmentTable.from_pairs({word: WordCount(9, 9) for word in ("the", "we", "house")}, pairs)
+    switch = CodeSwitcher(table, tokenizer, "input_only", {"de": 1, "ru": 3}, unit="sentence")
+    tokens = encode(tokenizer, " we the house house." * 4000)
+    done = switch(Row(tokens), 0, len(tokens) - 1, 0.2, 11)
+    sentences = tokenizer.decode(done.input_ids).split(".")[:-1]
+    assert {tuple(sentence.split()) for sentence in sentences} == {
+        ("we", "the", "house", "house"),
+        ("DE", "DE", "DE", "DE"),
+        ("RU", "RU", "house", "house"),  # what the language of the sentence lacks stays as it is
+    }
+    assert done.num_drawn / done.num_words == pytest.approx(0.2, rel=0.1)
+    assert done.num_switched["ru"] / done.num_words == pytest.approx(0.2 * 0.75 * 2 / 5, rel=0.1), (
+        "the full stop is one of five"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "sentences"),
+    [
+        ("We play. He does! She (we all know.) is here", ["We play.", "He does!", "She (we all know.)", "is here"]),
+        ("It is 3.14 or U.S.A now\nThe house", ["It is 3.14 or U.S.A now\n", "The house"]),
+        ('Really?" he plays', ['Really?"', "he plays"]),
+    ],
+)
+def test_where_sentences_begin(any_tokenizer, text, sentences):
+    tokens = encode(any_tokenizer, text)
+    finder = WordFinder(token_bytes(any_tokenizer))
+    begins = np.flatnonzero(finder.sentence_starts(tokens)).tolist()
+    pieces = [finder.text(tokens[a:b]) for a, b in zip(begins, [*begins[1:], len(tokens)], strict=True)]
+    assert [piece.strip() for piece in pieces if piece.strip()] == [sentence.strip() for sentence in sentences]
+
+
+def test_chinese_marks_end_a_sentence_without_a_space():
+    finder = WordFinder([text.encode() for text in ("你好", "。", "！」", "再见")] + [None])
+    assert finder.sentence_starts(np.array([0, 1, 3, 2, 0, 4, 3])).tolist() == [1, 0, 1, 0, 1, 0, 1]

@@ -131,6 +131,29 @@ def test_losses_and_weights_do_not_depend_on_the_ranks_and_the_zero_stage(straig
                 assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6)
 
 
+BEYOND = ["pretrain.align_every_steps=4", "codeswitch.unit=sentence", "log.gradient_cosine_every_steps=2"]
+
+
+def test_what_goes_beyond_the_paper_does_not_depend_on_the_ranks_either(data, straight):
+    ds_config = "deepspeed=tests/distributed/zero2_fp32.json"
+    launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/beyond", *BEYOND, "evaluation={}")
+    launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/beyond2", *BEYOND, "evaluation={}", ds_config)
+    one, two = (read_lines(data / name / "metrics.jsonl") for name in ("beyond", "beyond2"))
+    aligned = [(record["stage"], record["step"]) for record in one if "alignment_loss" in record]
+    assert aligned == [("align", n) for n in range(1, 11)] + [("pretrain", n) for n in (1, 5, 9)]
+    measured = [(record["stage"], record["step"]) for record in one if "gradient_cosine" in record]
+    assert measured == [("align", n) for n in range(1, 11, 2)] + [("pretrain", n) for n in (1, 5, 9)]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours.keys() == theirs.keys()
+        for key in ("loss", "alignment_loss", "codeswitch_rate", "gradient_cosine", "gradient_ratio"):
+            if key in ours:
+                assert theirs[key] == pytest.approx(ours[key], rel=1e-4, abs=1e-6), key
+        if "gradient_cosine" in ours:
+            assert theirs["gradient_cosine_by_layer"] == pytest.approx(ours["gradient_cosine_by_layer"], abs=1e-4)
+            assert -1 < ours["gradient_cosine"] < 1 and ours["gradient_ratio"] > 0
+    assert series(data / "beyond")[:10] == series(straight)[:10], "to measure changes no step"
+
+
 @pytest.mark.parametrize(("stage", "step"), [("align", 6), pytest.param("pretrain", 6, marks=pytest.mark.faults)])
 def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stage, step):
     folder = data / f"killed-{stage}"
@@ -169,6 +192,7 @@ def test_a_finished_run_is_not_done_again(data, straight):
         (["data.corpora.0.split=tran"], "no split 'tran'; the manifest has ['clone', 'train', 'valid']"),
         (["table.path={data}/none.parquet"], "none.parquet: no such file"),
         (["deepspeed=ds_configs/none.json"], "ds_configs/none.json does not exist"),
+        ([ZERO3, "log.gradient_cosine_every_steps=5"], "zero3_fp32.json has ZeRO stage 3; set it to 0, or use ZeRO 0"),
     ],
 )
 def test_errors_name_the_cause_and_leave_nothing_behind(data, straight, overrides, message):

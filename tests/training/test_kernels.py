@@ -11,9 +11,9 @@ from torch import nn
 
 from prealign_ds.alignment.stage import JointModel
 from prealign_ds.config import KernelSettings, ModelSettings
-from prealign_ds.model import build_model, model_config
+from prealign_ds.model import build_model, model_config, transformer_blocks
 from prealign_ds.training import kernels
-from prealign_ds.training.kernels import Kernels, Place, choose_kernels, transformer_blocks
+from prealign_ds.training.kernels import Kernels, Place, choose_kernels
 
 CPU = Place("cpu", (0, 0), True, 0, "", False, 2**20, True)
 GPU = replace(CPU, device="cuda", capability=(9, 0), zero_stage=1, logits_bytes=2**33)
