@@ -228,7 +228,7 @@ class CodeSwitcher:
         languages: list[str] = []
         probabilities: list[float] = []
         for language in self._weights if self._fixed_shares else translations:
-            texts = translations.get(language, [])
+            texts = translations.get(language, ())
             if not self._weights.get(language):
                 continue
             if language == CLONE_LANGUAGE:

@@ -1,7 +1,10 @@
 import random
+import string
+import sys
 from collections import Counter
 
 import pytest
+import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,6 +47,8 @@ def test_equals_the_slow_reference(texts):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_many_batches_count_the_same_for_any_number_of_workers(monkeypatch, workers):
     monkeypatch.setattr(counting, "_BATCH_CHARACTERS", 500)
+    monkeypatch.setattr(counting, "_MOST_PIECES", 8)
+    monkeypatch.setattr(counting, "_MOST_FRESH", 40)
     rng = random.Random(0)
     texts = [" ".join(rng.choice(["a", "b.", "(c", "Dd's", "7,5"]) for _ in range(20)) for _ in range(200)]
     counts = count_words((text for text in texts), workers=workers)
@@ -61,3 +66,11 @@ def test_minimum_count_and_bad_workers():
     assert count_words([]) == {}
     with pytest.raises(ValueError, match="workers: 0"):
         count_words(["a"], workers=0)
+
+
+def test_the_fast_way_takes_only_letters_for_letters_and_marks_for_marks():
+    every = "".join(map(chr, (*range(0xD800), *range(0xE000, sys.maxunicode + 1))))
+    letters = regex.findall(f"[{counting._LETTERS}]", every)
+    marks = [mark for mark in every if regex.match(f"[{counting._MARKS}]", mark)]
+    assert regex.fullmatch(r"\p{L}+", "".join(letters)) and len(letters) > 20_000
+    assert regex.fullmatch(r"[^\s\p{L}\p{M}\p{N}]+", "".join(marks)) and set(string.punctuation) < set(marks)
