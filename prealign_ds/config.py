@@ -10,7 +10,9 @@ from bisect import bisect_right
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+from prealign_ds.files import shipped
 
 _UNITS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9}
 
@@ -411,7 +413,7 @@ class RunSettings(Settings):
     """Decides weights, data order, word batches and switches."""
     world_size: int | None = Field(None, ge=1)
     """Refuse to start with another number of ranks; None takes what the launcher gives."""
-    deepspeed: Path
+    deepspeed: Annotated[Path, AfterValidator(shipped)]
     """DeepSpeed JSON from ds_configs/: ZeRO stage, precision, offload, communication."""
     lm_tokens: Tokens
     """LM tokens of the whole run, stage 1 included."""

@@ -22,6 +22,14 @@ from filelock import FileLock, Timeout
 _CHUNK = 1 << 22
 
 
+def shipped(path: Path) -> Path:
+    """``path``, or where there is none, what comes with the package by that name (``ds_configs/cpu.json``)."""
+    if path.exists() or path.parts[:1] not in (("ds_configs",), ("launchers",)):
+        return path
+    package = Path(__file__).parent
+    return next((root / path for root in (package, package.parent) if (root / path).is_file()), path)
+
+
 def fsync_path(path: Path) -> None:
     """Flush one file or folder to disk; folders make a rename durable."""
     descriptor = os.open(path, os.O_RDONLY)

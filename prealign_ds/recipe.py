@@ -11,6 +11,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from prealign_ds.config import RunSettings, Settings
+from prealign_ds.files import shipped
 
 _Kind = TypeVar("_Kind", bound=Settings)
 
@@ -41,7 +42,7 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
     Raises:
         ValueError: If it is not YAML, or no mapping.
     """
-    path = Path(path)
+    path = shipped(Path(path))
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -21,7 +21,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # a script of a clone, and not a module of the installed package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prealign_ds.alignment.attestation import attested
 from prealign_ds.alignment.chat import AnswerCache, ask, batches_of, estimate, words_without

@@ -10,7 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # a script of a clone, and not a module of the installed package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from prealign_ds.cli import run
 from prealign_ds.corpus.topics import build_topics

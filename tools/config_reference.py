@@ -10,7 +10,8 @@ import typing
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # a script of a clone, and not a module of the installed package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined

@@ -16,7 +16,8 @@ from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # a script of a clone, and not a module of the installed package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed then logs
     from deepspeed.accelerator import get_accelerator

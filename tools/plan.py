@@ -14,7 +14,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+if not __package__:  # a script of a clone, and not a module of the installed package
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed then logs: what this prints is read by programs too
     from prealign_ds.cli import run
