@@ -1,5 +1,7 @@
 """Every shipped recipe and DeepSpeed configuration is parsed, and run where this machine can."""
 
+import re
+
 import pytest
 from conftest import REPOSITORY
 from launching import launch, usable_ds_configs
@@ -21,6 +23,12 @@ def test_every_recipe_fits_every_ds_config(recipe, config):
     for plan in plan_stages(settings, settings.world_size or 1):
         found = engine_config(read_ds_config(config), plan, getattr(settings, plan.name).optimizer, Kernels())
         assert found["train_batch_size"] == plan.batch_samples and found["optimizer"]["params"]["lr"] > 0
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
+def test_the_launch_line_in_a_recipe_s_head_gives_each_rank_whole_micro_batches(recipe):
+    for nodes in map(int, re.findall(r"^#.* --nodes=(\d+) ", recipe.read_text(), re.MULTILINE)):
+        assert plan_stages(load_settings(recipe), 8 * nodes)
 
 
 @pytest.mark.parametrize("offload", [False, pytest.param(True, marks=pytest.mark.long)])  # it compiles for minutes
