@@ -1,7 +1,7 @@
 """Programs whose processes are forked from one that has imported what they all need.
 
 Usage: forking.py RANKS SCRIPT [ARGUMENT ...]    one program on so many ranks; if one fails, the others are killed
-       forking.py each SCRIPT JOBS.json          each [ranks, arguments] in turn; the file gets their outcomes
+       forking.py each JOBS.json                 each [ranks, script, argument, ...] in turn; the file gets the outcomes
 
 Most of a short run's time is the import of libraries, which each rank and twice the deepspeed launcher would do again.
 What is forked is a process of its own, and the program begins in it with its __main__ as ever.
@@ -48,10 +48,10 @@ def run(ranks, script, arguments, outputs=()):
     return code
 
 
-def run_each(script, file):
+def run_each(file):
     """The file's jobs are replaced by [exit code, stdout, stderr] of each."""
     done = []
-    for ranks, arguments in json.loads(file.read_text()):
+    for ranks, script, *arguments in json.loads(file.read_text()):
         with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
             code = run(ranks, script, arguments, (out, err))
             done.append([code, *(stream.seek(0) or stream.read() for stream in (out, err))])
@@ -62,8 +62,8 @@ if __name__ == "__main__":
     import prealign_ds.training.loop
     import prealign_ds.training.run  # noqa: F401
 
-    how, script, *rest = sys.argv[1:]
+    how, what, *rest = sys.argv[1:]
     if how == "each":
-        run_each(script, Path(rest[0]))
+        run_each(Path(what))
     else:
-        sys.exit(abs(run(int(how), script, rest)))
+        sys.exit(abs(run(int(how), what, rest)))

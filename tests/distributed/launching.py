@@ -1,4 +1,7 @@
-"""Starts programs in bounded time: as users do, with the deepspeed launcher or as one process, or forked (forking.py)."""
+"""Starts programs in bounded time: as users do, with the deepspeed launcher or as one process, or forked.
+
+Forked (forking.py), a program costs no imports of a launcher and of each rank: for tests of what ranks compute.
+"""
 
 import json
 import os
@@ -27,8 +30,8 @@ def deepspeed_command(ranks, script, *arguments):
     return [str(word) for word in (sys.executable, launcher, *options, script, *arguments)]
 
 
-def forked_command(ranks, script, *arguments):
-    return [str(word) for word in (sys.executable, "tests/distributed/forking.py", ranks, script, *arguments)]
+def forked_command(*words):
+    return [str(word) for word in (sys.executable, "tests/distributed/forking.py", *words)]
 
 
 def start(command, ranks=1, **options):
@@ -73,7 +76,7 @@ def launch(ranks, script, *arguments, check=True, timeout=600, command=deepspeed
 
 
 def launch_forked(ranks, script, *arguments, **options):
-    """As :func:`launch`, on CPU ranks and without the launcher, whose own imports take as long as a short run."""
+    """As :func:`launch`, on CPU ranks without the launcher."""
     return launch(ranks, script, *arguments, command=forked_command, **options)
 
 
@@ -82,14 +85,14 @@ def run_alone(script, *arguments, timeout=300):
     return finish(start([sys.executable, script, *arguments]), timeout)
 
 
-def launch_each(script, *jobs, check=True, timeout=600):
-    """Run ``script`` with each of ``jobs``, (ranks, argument, ...), one after the other, all forked from one start."""
-    with tempfile.NamedTemporaryFile("w+") as file:
-        json.dump([(ranks, [str(word) for word in arguments]) for ranks, *arguments in jobs], file)
+def launch_each(*jobs, check=True, timeout=600):
+    """Run each of ``jobs``, (ranks, script, argument, ...), one after the other, all forked from one start."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        json.dump([[ranks, *map(str, words)] for ranks, *words in jobs], file)
         file.flush()
-        done = finish(start(forked_command("each", script, file.name), max(ranks for ranks, *_ in jobs)), timeout)
+        done = finish(start(forked_command("each", file.name), max(ranks for ranks, *_ in jobs)), timeout)
         assert done.returncode == 0, done.stderr[-6000:]
-        outcomes = json.loads(Path(file.name).read_text())
+        outcomes = read_json(file.name)
     results = [subprocess.CompletedProcess(job, *outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
     for result in results if check else []:
         assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]

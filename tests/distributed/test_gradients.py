@@ -13,7 +13,7 @@ LAYERS = 2
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    launch_each("tests/distributed/worker_gradients.py", (1, folder), (2, folder))
+    launch_each(*((ranks, "tests/distributed/worker_gradients.py", folder) for ranks in (1, 2)))
     return {name: load_file(folder / "{}-{}.safetensors".format(*name)) for name in ((1, 1), (2, 1), (2, 2))}
 
 

@@ -11,7 +11,7 @@ import torch
 import yaml
 from building import build_data, write_recipe
 from conftest import REPOSITORY, STYLES, make_text
-from launching import deepspeed_command, finish, start
+from launching import finish, forked_command, start
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
 from worker_trainings import ALONE, TWO_RANKS, train_all
@@ -44,7 +44,7 @@ def trained(tmp_path_factory):
     changes = {"pretrain": {"batch_tokens": 128, "micro_batch_size": 2, "optimizer": {"learning_rate": 0.003}}}
     changes["guards"] = {"trial_batch": False}
     write_recipe(folder, lm_tokens=2 * 128, evaluation={"max_tokens": 256}, checkpoint={}, **changes)
-    process = start(deepspeed_command(2, "tests/exporting/worker_trainings.py", folder), 2)
+    process = start(forked_command(2, "tests/exporting/worker_trainings.py", folder), 2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(REPOSITORY)
         patch.setattr(os, "environ", os.environ.copy())
