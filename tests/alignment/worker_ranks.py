@@ -1,4 +1,4 @@
-"""Eq. 2 on several ranks against whole matrices on one, for random batches; started by the deepspeed launcher.
+"""Eq. 2 on several ranks against whole matrices on one, for random batches.
 
 All ranks draw the same batches, and fail together.
 """
