@@ -9,8 +9,8 @@ READY := $(VENV)/ready
 quickstart: $(READY)  ## PreAlign and Joint Training on real text, from nothing; SCALE=0.1 shrinks it, CORPUS=file takes your text
 	$(BIN)/python tools/quickstart.py
 
-test: $(READY)  ## the tests that run anywhere, two files at a time
-	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+test: $(READY)  ## the tests that run anywhere, two files at a time; in their order, as the last files are short
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## style and types
 	$(BIN)/ruff check .

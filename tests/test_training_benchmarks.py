@@ -23,6 +23,7 @@ def _small(monkeypatch):
     )  # twice that is a multiple of 128: no padding, which ours leaves out
 
 
+@pytest.mark.long
 def test_step(tmp_path, monkeypatch):
     small, large = (["deepspeed=ds_configs/cpu.json", f"model.num_layers={layers}"] for layers in (1, 3))
     sizes = [step.Size("small", "quickstart", small, True), step.Size("large", "quickstart", large)]

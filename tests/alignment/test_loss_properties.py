@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from launching import launch
+from launching import launch_each
 from relations import EXCLUDED, NEGATIVE, POSITIVE, cases, dense_losses, share_of, steepness
 
 from prealign_ds.alignment import loss as module
@@ -145,9 +145,8 @@ def test_nothing_as_large_as_rows_times_rows_waits_for_the_backward():
     assert sum(kept) == states.numel()
 
 
-@pytest.mark.parametrize("ranks", [2, 4])
-def test_ranks_with_uneven_shares_agree_with_whole_matrices(ranks):
-    launch(ranks, Path(__file__).with_name("worker_ranks.py"))
+def test_two_and_four_ranks_with_uneven_shares_agree_with_whole_matrices():
+    launch_each(*((ranks, Path(__file__).with_name("worker_ranks.py")) for ranks in (2, 4)))
 
 
 WORDS = st.sampled_from("bank shore house music river street".split())

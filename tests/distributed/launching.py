@@ -1,9 +1,14 @@
-"""Starts programs as users do, in bounded time: with the deepspeed launcher, or as one process."""
+"""Starts programs in bounded time: as users do, with the deepspeed launcher or as one process, or forked.
 
+Forked (forking.py), a program costs no imports of a launcher and of each rank: for tests of what ranks compute.
+"""
+
+import json
 import os
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import psutil
@@ -23,6 +28,10 @@ def deepspeed_command(ranks, script, *arguments):
     launcher = Path(sys.executable).parent / "deepspeed"
     options = ["--num_gpus", ranks, "--master_port", free_port()]
     return [str(word) for word in (sys.executable, launcher, *options, script, *arguments)]
+
+
+def forked_command(*words):
+    return [str(word) for word in (sys.executable, "tests/distributed/forking.py", *words)]
 
 
 def start(command, ranks=1, **options):
@@ -58,17 +67,36 @@ def finish(process, timeout=300):
     return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
 
-def launch(ranks, script, *arguments, check=True, timeout=600):
-    """Run ``script`` on ``ranks`` CPU ranks of this machine; its output is shown when it fails."""
-    done = finish(start(deepspeed_command(ranks, script, *arguments), ranks), timeout)
+def launch(ranks, script, *arguments, check=True, timeout=600, command=deepspeed_command):
+    """Run ``script`` on ``ranks`` ranks of this machine; its output is shown when it fails."""
+    done = finish(start(command(ranks, script, *arguments), ranks), timeout)
     if check:
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-6000:]
     return done
 
 
+def launch_forked(ranks, script, *arguments, **options):
+    """As :func:`launch`, on CPU ranks without the launcher."""
+    return launch(ranks, script, *arguments, command=forked_command, **options)
+
+
 def run_alone(script, *arguments, timeout=300):
     """Run ``script`` as one process without a launcher."""
     return finish(start([sys.executable, script, *arguments]), timeout)
+
+
+def launch_each(*jobs, check=True, timeout=600):
+    """Run each of ``jobs``, (ranks, script, argument, ...), one after the other, all forked from one start."""
+    with tempfile.NamedTemporaryFile("w") as file:
+        json.dump([[ranks, *map(str, words)] for ranks, *words in jobs], file)
+        file.flush()
+        done = finish(start(forked_command("each", file.name), max(ranks for ranks, *_ in jobs)), timeout)
+        assert done.returncode == 0, done.stderr[-6000:]
+        outcomes = read_json(file.name)
+    results = [subprocess.CompletedProcess(job, *outcome) for job, outcome in zip(jobs, outcomes, strict=True)]
+    for result in results if check else []:
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-6000:]
+    return results
 
 
 def usable_ds_configs(folder):

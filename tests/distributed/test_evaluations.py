@@ -6,13 +6,13 @@ import sys
 import pytest
 import torch
 from conftest import write_labelled
-from launching import finish, free_port, launch, run_alone, start
+from launching import finish, free_port, launch_each, launch_forked, run_alone, start
 from worker_evaluations import evaluate, new_model, transfer
 
 
 def test_two_ranks_under_zero_3_find_what_one_process_finds(tokenizer, tmp_path):
     train, test = write_labelled(tmp_path / "train.tsv", 120, 0, 0.3), write_labelled(tmp_path / "test.tsv", 75, 1, 0.3)
-    launch(2, "tests/distributed/worker_evaluations.py", tmp_path / "found.json", train, test)
+    launch_forked(2, "tests/distributed/worker_evaluations.py", tmp_path / "found.json", train, test)
     found = json.loads((tmp_path / "found.json").read_text())
     model = new_model(tokenizer)
     expected = evaluate(tokenizer, lambda task: task(model), model, "cpu")
@@ -59,17 +59,24 @@ def test_finetune_alone_and_by_accelerate_launch(tokenizer, tmp_path):
     assert_same_accuracy(found, expected)
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--model", "absent", "--train", "a.tsv", "--test", "en=a.tsv"], "absent: no config.json here"),
-        (["--model", ".", "--train", "a.tsv", "--test", "en"], "--test 'en': write LANGUAGE=FILE"),
-        (
-            ["--model", ".", "--train", "a.tsv", "--test", "en=a.tsv", "--set", "epoch=3"],
-            "epoch: unknown key; did you mean 'epochs'",
-        ),
-    ],
-)
-def test_mistakes_on_the_command_line(arguments, message):
-    done = run_alone("launchers/finetune.py", *arguments)
+MISTAKES = [
+    (["--model", "absent", "--train", "a.tsv", "--test", "en=a.tsv"], "absent: no config.json here"),
+    (["--model", ".", "--train", "a.tsv", "--test", "en"], "--test 'en': write LANGUAGE=FILE"),
+    (
+        ["--model", ".", "--train", "a.tsv", "--test", "en=a.tsv", "--set", "epoch=3"],
+        "epoch: unknown key; did you mean 'epochs'",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def mistakes():
+    """What each is answered, from one start."""
+    done = launch_each(*((1, "launchers/finetune.py", *arguments) for arguments, _ in MISTAKES), check=False)
+    return dict(zip((message for _, message in MISTAKES), done, strict=True))
+
+
+@pytest.mark.parametrize("message", [message for _, message in MISTAKES])
+def test_mistakes_on_the_command_line(mistakes, message):
+    done = mistakes[message]
     assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]

@@ -4,7 +4,7 @@ import re
 
 import pytest
 import torch
-from launching import launch
+from launching import launch_each
 from safetensors.torch import load_file
 
 LAYERS = 2
@@ -13,12 +13,8 @@ LAYERS = 2
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gradients")
-    found = {}
-    for ranks, accumulation in ((1, 1), (2, 1), (2, 2)):
-        output = folder / f"{ranks}-{accumulation}.safetensors"
-        launch(ranks, "tests/distributed/worker_gradients.py", output, accumulation)
-        found[ranks, accumulation] = load_file(output)
-    return found
+    launch_each(*((ranks, "tests/distributed/worker_gradients.py", folder) for ranks in (1, 2)))
+    return {name: load_file(folder / "{}-{}.safetensors".format(*name)) for name in ((1, 1), (2, 1), (2, 2))}
 
 
 def relative_difference(a, b):
@@ -37,10 +33,10 @@ def test_losses_and_gradients_equal_those_of_one_rank_with_all_rows(results, run
     assert compared > 20
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_every_layer_gets_a_gradient_under_every_engine(results, ranks):
+@pytest.mark.parametrize(("ranks", "engines"), [(1, 2 + 2), (2, 2 * 4 + 2)])
+def test_every_layer_gets_a_gradient_under_every_engine(results, ranks, engines):
     norms = {key: float(value) for key, value in results[ranks, 1].items() if "norm_of_layer" in key}
-    assert len(norms) == (2 * 2 * 4 + 2 * 2) * (LAYERS + 2)
+    assert len(norms) == engines * (LAYERS + 2)
     assert min(norms.values()) > 1e-6, min(norms, key=norms.get)
 
 

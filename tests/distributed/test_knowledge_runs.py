@@ -5,7 +5,7 @@ import time
 
 import pytest
 from building import build_data, read_lines, series, write_recipe
-from launching import deepspeed_command, kill, launch, start
+from launching import forked_command, kill, launch_each, start
 
 PRETRAIN = "launchers/pretrain.py"
 KNOWLEDGE = {"period_tokens": 96 * 140, "start_tokens": 96 * 30, "facts": 4, "frequencies": [1, 4]}
@@ -35,19 +35,13 @@ def evaluations(run):
 
 def test_two_ranks_under_zero3_with_a_kill_in_a_period_find_what_one_rank_finds(data):
     one, two = data / "one", data / "two"
-    launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={one}")
-    zero3 = "deepspeed=tests/distributed/zero3_fp32.json"
-    process = start(
-        deepspeed_command(2, PRETRAIN, data / "recipe.yaml", f"run_dir={two}", zero3),
-        2,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    words = [2, PRETRAIN, data / "recipe.yaml", f"run_dir={two}", "deepspeed=tests/distributed/zero3_fp32.json"]
+    process = start(forked_command(*words), 2, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while not ((two / "metrics.jsonl").exists() and ("pretrain", 5) in series(two)):
         assert process.poll() is None, "the run ended before it was killed"
         time.sleep(0.05)
     kill(process)
-    launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={two}", zero3)
+    launch_each(words, (1, PRETRAIN, data / "recipe.yaml", f"run_dir={one}"))
 
     ours, theirs = evaluations(one), evaluations(two)
     assert ours.keys() == theirs.keys()

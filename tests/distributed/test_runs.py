@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from building import build_data, read_lines, series, write_recipe
-from launching import deepspeed_command, kill, launch, run_alone, start
+from launching import deepspeed_command, forked_command, kill, launch, launch_each, launch_forked, start
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -17,7 +17,22 @@ from prealign_ds.files import read_json
 
 GOLDEN = Path(__file__).parent / "golden_losses.json"
 PRETRAIN = "launchers/pretrain.py"
-ZERO3 = "deepspeed=tests/distributed/zero3_fp32.json"
+ZERO2, ZERO3 = (f"deepspeed=tests/distributed/zero{zero}_fp32.json" for zero in (2, 3))
+STEP_10 = Path("checkpoints/pretrain/step-00000010")
+
+
+MISTAKES = [
+    (["model.num_layer=3"], "model.num_layer: unknown key; did you mean 'num_layers'?"),
+    (["world_size=3"], "the configuration asks for 3 ranks, the launcher started 1"),
+    (["run_dir={data}/straight", "seed=6"], "seed: 5 there, 6 now"),
+    (["pretrain.batch_tokens=100"], "is not a multiple of data.sequence_length 32; the nearest are 96 or 128"),
+    (["data.tokenizer={data}"], "no tokenizer.json"),
+    (["data.corpora.0.path={data}/nothing"], "no corpus here"),
+    (["data.corpora.0.split=tran"], "no split 'tran'; the manifest has ['clone', 'train', 'valid']"),
+    (["table.path={data}/none.parquet"], "none.parquet: no such file"),
+    (["deepspeed=ds_configs/none.json"], "ds_configs/none.json does not exist"),
+    ([ZERO3, "log.gradient_cosine_every_steps=5"], "zero3_fp32.json has ZeRO stage 3; set it to 0, or use ZeRO 0"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,8 +45,14 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def straight(data):
-    """The recipe on one rank."""
-    launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/straight")
+    """The recipe on one rank; from the same start, beyond and beyond2, on one rank and on two."""
+    beyond = ["pretrain.align_every_steps=4", "codeswitch.unit=sentence", "log.gradient_cosine_every_steps=2"]
+    beyond += ["evaluation={}"]
+    launch_each(
+        (1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/straight"),
+        (1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/beyond", *beyond),
+        (2, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/beyond2", *beyond, ZERO2),
+    )
     return data / "straight"
 
 
@@ -40,6 +61,21 @@ def two_ranks(data):
     """The recipe on two ranks under ZeRO-3, with TensorBoard."""
     launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/two", ZERO3, "log.tensorboard=true")
     return data / "two"
+
+
+@pytest.fixture(scope="module")
+def afterwards(data, straight, two_ranks):
+    """From one start: what is asked of finished runs, and mistakes, by their messages; and the files before them."""
+    found = {"files": {path: path.stat().st_mtime_ns for run in (straight, two_ranks) for path in run.rglob("*")}}
+    jobs = {"again": (1, PRETRAIN, data / "recipe.yaml", f"run_dir={straight}")}
+    jobs["evaluated"] = (2, "launchers/evaluate.py", straight)
+    for run in (straight, two_ranks):
+        words = ("--model", run / STEP_10, "--only", "perplexity", "similarity")
+        jobs[run] = (1, "launchers/evaluate.py", run, *words)
+    for number, (overrides, message) in enumerate(MISTAKES):
+        filled = [override.format(data=data) for override in overrides]
+        jobs[message] = (1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/bad{number}", *filled)
+    return found | dict(zip(jobs, launch_each(*jobs.values(), check=False), strict=True))
 
 
 def test_golden_losses_of_twenty_steps(straight):
@@ -81,27 +117,24 @@ def test_the_final_model_loads_in_transformers_without_wrapper_names(straight):
     assert len(AutoTokenizer.from_pretrained(straight / "model")) == 400 and model.config.vocab_size == 896
 
 
-def test_evaluate_repeats_the_perplexity_of_the_run(straight):
-    launch(2, "launchers/evaluate.py", straight)
+def test_evaluate_repeats_the_perplexity_of_the_run(straight, afterwards):
+    assert afterwards["evaluated"].returncode == 0, afterwards["evaluated"].stderr[-3000:]
     expected = read_lines(straight / "eval.jsonl")[-1]["perplexity"]
     found = read_json(straight / "model" / "evaluation.json")
     assert found["perplexity"] == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("run", ["straight", "two_ranks"])
-def test_a_checkpoint_is_evaluated_as_the_model_that_came_of_it(run, request):
+def test_a_checkpoint_is_evaluated_as_the_model_that_came_of_it(run, request, afterwards):
     folder = request.getfixturevalue(run)
-    checkpoint = folder / "checkpoints" / "pretrain" / "step-00000010"
-    files = sorted(checkpoint.iterdir())
-    done = run_alone("launchers/evaluate.py", folder, "--model", checkpoint, "--only", "perplexity", "similarity")
-    assert done.returncode == 0, done.stderr[-3000:]
+    assert afterwards[folder].returncode == 0, afterwards[folder].stderr[-3000:]
     found, expected = (
         read_json(folder / "evaluation-pretrain-step-00000010.json"),
         read_lines(folder / "eval.jsonl")[-1],
     )
-    assert set(found) == {"perplexity", "bits_per_byte", "by_word", "similarity"} and files == sorted(
-        checkpoint.iterdir()
-    )
+    assert set(found) == {"perplexity", "bits_per_byte", "by_word", "similarity"}
+    files = {path for path in afterwards["files"] if path.parent == folder / STEP_10}
+    assert files and files == set((folder / STEP_10).iterdir())
     assert found["perplexity"] == pytest.approx(expected["perplexity"], rel=1e-5)
     ours, theirs = (record["similarity"]["clone"]["held_in"] for record in (found, expected))
     assert ours["cosine"] == pytest.approx(theirs["cosine"], rel=1e-4) and ours["n"] == theirs["n"]
@@ -131,13 +164,7 @@ def test_losses_and_weights_do_not_depend_on_the_ranks_and_the_zero_stage(straig
                 assert two[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6)
 
 
-BEYOND = ["pretrain.align_every_steps=4", "codeswitch.unit=sentence", "log.gradient_cosine_every_steps=2"]
-
-
 def test_what_goes_beyond_the_paper_does_not_depend_on_the_ranks_either(data, straight):
-    ds_config = "deepspeed=tests/distributed/zero2_fp32.json"
-    launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/beyond", *BEYOND, "evaluation={}")
-    launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={data}/beyond2", *BEYOND, "evaluation={}", ds_config)
     one, two = (read_lines(data / name / "metrics.jsonl") for name in ("beyond", "beyond2"))
     aligned = [(record["stage"], record["step"]) for record in one if "alignment_loss" in record]
     assert aligned == [("align", n) for n in range(1, 11)] + [("pretrain", n) for n in (1, 5, 9)]
@@ -154,51 +181,36 @@ def test_what_goes_beyond_the_paper_does_not_depend_on_the_ranks_either(data, st
     assert series(data / "beyond")[:10] == series(straight)[:10], "to measure changes no step"
 
 
-@pytest.mark.parametrize(("stage", "step"), [("align", 6), pytest.param("pretrain", 6, marks=pytest.mark.faults)])
-def test_a_killed_run_goes_on_and_ends_in_the_same_weights(data, two_ranks, stage, step):
-    folder = data / f"killed-{stage}"
-    command = deepspeed_command(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3)
-    process = start(command, 2, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not ((folder / "metrics.jsonl").exists() and (stage, step) in series(folder)):
-        assert process.poll() is None, "the run ended before it was killed"
-        time.sleep(0.05)
-    kill(process)
-    port = command[command.index("--master_port") + 1]
+def test_a_run_killed_in_both_stages_goes_on_and_ends_in_the_same_weights(data, two_ranks):
+    folder = data / "killed"
+    words = [2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3]
+    by_launcher = deepspeed_command(*words)
+    for stage, command in (("align", by_launcher), ("pretrain", forked_command(*words))):
+        process = start(command, 2, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        while not ((folder / "metrics.jsonl").exists() and (stage, 6) in series(folder)):
+            assert process.poll() is None, "the run ended before it was killed"
+            time.sleep(0.05)
+        kill(process)
+        assert not (folder / "model").exists()
+    port = by_launcher[by_launcher.index("--master_port") + 1]
     assert not list(Path("/dev/shm").glob(f"*_{port}_*")), "memory is left behind"
-    assert not (folder / "model").exists()
-    launch(2, PRETRAIN, data / "recipe.yaml", f"run_dir={folder}", ZERO3)
+    launch_forked(*words)
     assert series(folder, "loss") == series(two_ranks, "loss")
     ours, theirs = (load_file(run / "model" / "model.safetensors") for run in (folder, two_ranks))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_a_finished_run_is_not_done_again(data, straight):
-    before = (straight / "model" / "model.safetensors").stat().st_mtime_ns
-    done = launch(1, PRETRAIN, data / "recipe.yaml", f"run_dir={straight}")
+def test_a_finished_run_is_not_done_again(straight, afterwards):
+    done, model = afterwards["again"], straight / "model" / "model.safetensors"
+    assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("already done") + done.stdout.count("already done") == 2
     assert (straight / ".lock").is_file(), "a run claims its folder"
-    assert (straight / "model" / "model.safetensors").stat().st_mtime_ns == before
+    assert model.stat().st_mtime_ns == afterwards["files"][model]
 
 
-@pytest.mark.parametrize(
-    ("overrides", "message"),
-    [
-        (["model.num_layer=3"], "model.num_layer: unknown key; did you mean 'num_layers'?"),
-        (["world_size=3"], "the configuration asks for 3 ranks, the launcher started 1"),
-        (["run_dir={data}/straight", "seed=6"], "seed: 5 there, 6 now"),
-        (["pretrain.batch_tokens=100"], "is not a multiple of data.sequence_length 32; the nearest are 96 or 128"),
-        (["data.tokenizer={data}"], "no tokenizer.json"),
-        (["data.corpora.0.path={data}/nothing"], "no corpus here"),
-        (["data.corpora.0.split=tran"], "no split 'tran'; the manifest has ['clone', 'train', 'valid']"),
-        (["table.path={data}/none.parquet"], "none.parquet: no such file"),
-        (["deepspeed=ds_configs/none.json"], "ds_configs/none.json does not exist"),
-        ([ZERO3, "log.gradient_cosine_every_steps=5"], "zero3_fp32.json has ZeRO stage 3; set it to 0, or use ZeRO 0"),
-    ],
-)
-def test_errors_name_the_cause_and_leave_nothing_behind(data, straight, overrides, message):
-    filled = [override.format(data=data) for override in overrides]
-    run_dir = [] if any("run_dir" in override for override in filled) else [f"run_dir={data}/bad"]
-    done = run_alone(PRETRAIN, data / "recipe.yaml", *run_dir, *filled)
+@pytest.mark.parametrize(("overrides", "message"), MISTAKES)
+def test_errors_name_the_cause_and_leave_nothing_behind(data, afterwards, overrides, message):
+    done = afterwards[message]
     assert done.returncode == 2 and message in done.stderr, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
-    assert not (data / "bad").exists(), "no run folder is left by a run that cannot start"
+    assert not list(data.glob("bad*")), "no run folder is left by a run that cannot start"

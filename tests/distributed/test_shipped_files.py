@@ -4,7 +4,7 @@ import re
 
 import pytest
 from conftest import REPOSITORY
-from launching import launch, usable_ds_configs
+from launching import launch_forked, usable_ds_configs
 
 from prealign_ds.files import read_json, write_json
 from prealign_ds.recipe import load_settings
@@ -35,7 +35,7 @@ def test_the_launch_line_in_a_recipe_s_head_gives_each_rank_whole_micro_batches(
 def test_every_ds_config_that_a_cpu_can_run_trains_and_gives_fp32_weights(tmp_path, offload):
     usable = [path for path in usable_ds_configs(tmp_path) if "fp16" not in path.name]  # a CPU has no fp16 training
     paths = [path for path in usable if path.name == "cpu_fp32.json" or ("offload" in str(read_json(path))) == offload]
-    launch(2, "tests/distributed/worker_ds_configs.py", tmp_path / "losses.json", *paths, timeout=900)
+    launch_forked(2, "tests/distributed/worker_ds_configs.py", tmp_path / "losses.json", *paths, timeout=900)
     results = read_json(tmp_path / "losses.json")
     assert set(results) == set(map(str, paths))
     for name, losses in results.items():

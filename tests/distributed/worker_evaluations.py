@@ -1,4 +1,4 @@
-"""Similarity, leakage and transfer on several ranks, the first two inside a ZeRO-3 engine; started by the launcher.
+"""Similarity, leakage and transfer on several ranks, the first two inside a ZeRO-3 engine.
 
 Usage: worker_evaluations.py OUTPUT.json TRAIN.tsv TEST.tsv
 """

@@ -1,14 +1,12 @@
-"""Losses and full gradients of stage 1 under every engine, written to a file; started by the deepspeed launcher.
+"""Losses and full gradients of stage 1 under every engine, written to FOLDER/RANKS-ACCUMULATION.safetensors.
 
-Usage: worker_gradients.py OUTPUT.safetensors ACCUMULATION
+Usage: worker_gradients.py FOLDER
 """
 
-import itertools
 import sys
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
-sys.argv = [argument for argument in sys.argv if not argument.startswith("--local_rank")]
 
 import numpy as np
 import torch
@@ -87,26 +85,28 @@ def layer_parts(name, architecture):
 
 
 def main():
-    output, accumulation = sys.argv[1], int(sys.argv[2])
+    folder = Path(sys.argv[1])
     world = join_world()
     torch.use_deterministic_algorithms(True, warn_only=True)
     tokenizer = gpt2_style()
-    micro = SAMPLES // world.size // accumulation
-    plan = StagePlan("align", 0, SAMPLES, SAMPLES, micro, accumulation, world.size, LENGTH)
-    results = {}
-    for combination in combinations(accumulation):
-        key = "{}.tied={}.checkpointing={}.zero={}".format(*combination)
-        results |= run_one(key, *combination, plan, world, tokenizer)
-    if world.is_main:
-        save_file(results, output)
+    for accumulation in range(1, world.size + 1):
+        micro = SAMPLES // world.size // accumulation
+        plan = StagePlan("align", 0, SAMPLES, SAMPLES, micro, accumulation, world.size, LENGTH)
+        results = {}
+        for combination in combinations(world.size, accumulation):
+            key = "{}.tied={}.checkpointing={}.zero={}".format(*combination)
+            results |= run_one(key, *combination, plan, world, tokenizer)
+        if world.is_main:
+            save_file(results, folder / f"{world.size}-{accumulation}.safetensors")
 
 
-def combinations(accumulation):
-    """(architecture, tied, checkpointing, ZeRO stage): all of them for GPT-2, the extremes for the others."""
+def combinations(ranks, accumulation):
+    """(architecture, tied, checkpointing, ZeRO stage): one rank is what the others are compared with, under ZeRO 0."""
+    pairs = [(True, False), (False, True)]
     if accumulation > 1:
-        return [("gpt2", False, False, zero) for zero in range(4)]
-    every = [("gpt2", *rest) for rest in itertools.product((True, False), (False, True), range(4))]
-    return every + [(name, False, True, zero) for name in ("llama", "gpt_neox") for zero in (0, 3)]
+        return [("gpt2", *pairs[zero % 2], zero) for zero in range(4)]
+    every = [("gpt2", *pair, zero) for pair in pairs for zero in (range(4) if ranks > 1 else [0])]
+    return every + [(name, False, True, 3 if ranks > 1 else 0) for name in ("llama", "gpt_neox")]
 
 
 def run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer):
@@ -130,7 +130,7 @@ def run_one(key, architecture, tied, checkpointing, zero, plan, world, tokenizer
     assert world.size == 1 or len(set(words.counts)) > 1, "the shares of the ranks shall be uneven"
     results = {f"{key}.loss": backward(engine, tokenizer, plan, world, words)}
     results |= {f"{key}.{name}": value for name, value in gradients(engine, module).items()}
-    for layer in range(LAYERS + 2):
+    for layer in range(LAYERS + 2 if plan.accumulation_steps == 1 else 0):
         stage.settings = align.model_copy(update={"layers": [layer]})
         backward(engine, tokenizer, plan, world, words, lm=False)
         found = gradients(engine, module)

@@ -1,7 +1,6 @@
 """Exported models: what training computes and nothing else, readable by transformers, and a start for another run."""
 
 import json
-import os
 import shlex
 import shutil
 import sys
@@ -11,10 +10,10 @@ import torch
 import yaml
 from building import build_data, write_recipe
 from conftest import REPOSITORY, STYLES, make_text
-from launching import deepspeed_command, finish, start
+from launching import launch_each
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, pipeline
-from worker_trainings import ALONE, TWO_RANKS, train_all
+from worker_trainings import ALONE, TWO_RANKS
 
 from prealign_ds.corpus.clone import clone_ids
 from prealign_ds.exporting.export import export_model
@@ -38,19 +37,13 @@ def in_the_repository(monkeypatch):
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Real trainings under every ZeRO stage: on one rank here, and on two beside it."""
+    """Real trainings under every ZeRO stage, on one rank and on two."""
     folder = tmp_path_factory.mktemp("trained")
     build_data(folder)
     changes = {"pretrain": {"batch_tokens": 128, "micro_batch_size": 2, "optimizer": {"learning_rate": 0.003}}}
     changes["guards"] = {"trial_batch": False}
     write_recipe(folder, lm_tokens=2 * 128, evaluation={"max_tokens": 256}, checkpoint={}, **changes)
-    process = start(deepspeed_command(2, "tests/exporting/worker_trainings.py", folder), 2)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(REPOSITORY)
-        patch.setattr(os, "environ", os.environ.copy())
-        train_all(ALONE, folder)
-    done = finish(process)
-    assert done.returncode == 0, done.stderr[-3000:]
+    launch_each(*((ranks, "tests/exporting/worker_trainings.py", folder) for ranks in (1, 2)))
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Tiny trainings for the export, of one step a stage: those of two ranks when this is a script, with their folder."""
+"""Tiny trainings for the export, of one step a stage, into a folder: those of one rank, or those of two."""
 
 import gc
 import sys
@@ -23,8 +23,9 @@ TWO_RANKS = {
 }
 
 
-def train_all(runs, folder):
+def main(folder):
     world = join_world()
+    runs = ALONE if world.size == 1 else TWO_RANKS
     with stoppable(world, None) as stop:
         for name, (stage, overrides) in runs.items():
             words = [f"run_dir={folder}/{name}", f"deepspeed=tests/distributed/zero{stage}_fp32.json", *overrides]
@@ -35,5 +36,4 @@ def train_all(runs, folder):
 
 
 if __name__ == "__main__":
-    (folder,) = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
-    train_all(TWO_RANKS, folder)
+    main(sys.argv[1])

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from launching import launch
+from launching import launch_forked
 from plugging import Data, build_plug_data, one_thread, tiny_model
 from safetensors.torch import load_file
 from transformers import Trainer, TrainingArguments
@@ -73,7 +73,7 @@ def test_a_step_has_the_gradient_of_ours(data, tmp_path, counts_targets):
 
 
 def test_two_ranks_of_ddp_zero_3_and_accelerate_have_it_too(data, tmp_path):
-    launch(2, "tests/plugins/worker_trainers.py", data.folder, tmp_path / "found.safetensors")
+    launch_forked(2, "tests/plugins/worker_trainers.py", data.folder, tmp_path / "found.safetensors")
     found = load_file(tmp_path / "found.safetensors")
     for ratio, names in ((0.3, ["trainer_ddp", "trainer_zero3"]), (0.0, ["accelerate_zero1"])):
         rows = CodeSwitchedRows(data.rows(), data.switcher, ratio)

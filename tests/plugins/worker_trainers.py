@@ -1,4 +1,4 @@
-"""One step of stage 1 by other trainers on every rank, written to a file; started by the deepspeed launcher.
+"""One step of stage 1 by other trainers on every rank, written to a file.
 
 Usage: worker_trainers.py DATA OUTPUT.safetensors
 """

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from building import build_data, read_lines, write_recipe
-from launching import run_alone
+from launching import launch_each, run_alone
 from matplotlib.image import imread
 
 from prealign_ds.reporting.charts import smooth, thin
@@ -68,10 +68,9 @@ def folder(tmp_path_factory):
     build_data(folder)
     recipe = write_recipe(folder)
     joint = ["stages=[pretrain]", "codeswitch.mode=off", "evaluation.similarity=null", "evaluation.leakage=null"]
-    for name, overrides in (("prealign", ["evaluation.leakage=null"]), ("joint", joint)):
-        run_dir = f"run_dir={folder}/runs/{name}"
-        done = run_alone("launchers/pretrain.py", recipe, run_dir, "checkpoint.every_tokens=0", *overrides)
-        assert done.returncode == 0, done.stderr[-3000:]
+    runs = {"prealign": ["evaluation.leakage=null"], "joint": joint}
+    words = (1, "launchers/pretrain.py", recipe, "checkpoint.every_tokens=0")
+    launch_each(*((*words, f"run_dir={folder}/runs/{name}", *overrides) for name, overrides in runs.items()))
     runs = folder / "runs"
     shutil.copytree(runs / "joint", folder / "other" / "joint")
     shutil.copytree(runs / "prealign", runs / "half", ignore=shutil.ignore_patterns("model", "checkpoints"))
