@@ -44,7 +44,9 @@ def test_bits_per_byte_count_the_bytes_of_the_predicted_tokens():
 def test_max_tokens_uses_the_first_ones():
     assert measure(uniform, np.zeros(50, dtype=int), max_tokens=11).tokens == 11
     lengths = np.arange(20)
-    assert measure(uniform, [5, 1, 2, 19, 19], lengths, max_tokens=2).bits_per_byte == pytest.approx(2 * math.log2(20) / 3)
+    assert measure(uniform, [5, 1, 2, 19, 19], lengths, max_tokens=2).bits_per_byte == pytest.approx(
+        2 * math.log2(20) / 3
+    )
 
 
 def harness_windows(tokens, prefix, length):

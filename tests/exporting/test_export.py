@@ -141,6 +141,12 @@ def test_the_tokenizer_encodes_as_in_training_and_shows_clone_words(style, tmp_p
     assert exported.decode(both, skip_special_tokens=True).endswith("⟨well⟩")
     names = [exported.decode([number]) for number in range(size, 2 * size)]
     assert all("⟨" in name or not trainings.decode([place]).strip() for place, name in enumerate(names))
+    other = AutoTokenizer.from_pretrained(tmp_path / "clone")
+    assert len(other) == 2 * size and sorted(other.get_vocab().values()) == list(range(2 * size))
+    for text in [*texts, f"the piano{trainings.eos_token}the river"]:
+        ids = clones[trainings.encode(text)].tolist()
+        assert other.encode(text) == ids and other.decode(ids) == trainings.decode(trainings.encode(text))
+    assert "⟨piano⟩" in other.decode(trainings.encode("the piano")) and other.eos_token_id == trainings.eos_token_id
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(trained, tmp_path):
