@@ -78,7 +78,8 @@ def perplexity(
     """Perplexity over neighbouring windows; each token but the first is predicted once. All ranks must call it.
 
     The last window is as long as the others where the text allows it: it begins earlier, and what the window before
-    has predicted is context alone. Every rank makes the same number of forward passes (under ZeRO-3 they are collective), with empty ones at the end.
+    has predicted is context alone. Every rank makes the same number of forward passes (under ZeRO-3 they are
+    collective), with empty ones at the end.
 
     Args:
         compute: Reaches the model.

@@ -2,8 +2,8 @@
 
 A clone token is its original's name between ``⟨`` and ``⟩``, white space left outside: ``Ġpiano`` and ``Ġ⟨piano⟩``. No
 merge leads to one, so that text is encoded as before; the decoder joins the pieces of a word: `` ⟨piano⟩``. A second
-tokenizer, in the folder ``clone``, has the names the other way round: it reads and writes En-Clone as plain text, so that
-programs that know nothing of clones can measure and prompt it.
+tokenizer, in the folder ``clone``, has the names the other way round: it reads and writes En-Clone as plain text, so
+that programs that know nothing of clones can measure and prompt it.
 """
 
 from __future__ import annotations
