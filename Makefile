@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/ready
 
-.PHONY: quickstart test check test-faults test-slurm test-gpu test-network test-long bench clean
+.PHONY: quickstart test check test-faults test-slurm test-gpu test-network test-harness test-long bench clean
 
 quickstart: $(READY)  ## PreAlign and Joint Training on real text, from nothing; SCALE=0.1 shrinks it, CORPUS=file takes your text
 	$(BIN)/python tools/quickstart.py
@@ -28,6 +28,10 @@ test-faults: $(READY)  ## runs that are stopped, killed and resumed in every way
 
 test-slurm: $(READY)  ## the templates on a real SLURM of two nodes, on this machine
 	$(BIN)/python -m pytest -m slurm
+
+test-harness: $(READY)  ## lm-evaluation-harness on exported models; installs it first
+	$(BIN)/python -m pip install --quiet 'lm-eval==0.4.13'  # tested; the extra `harness` holds the range
+	$(BIN)/python -m pytest -m harness
 
 test-long: $(READY)  ## tests that take minutes: the whole quickstart, small
 	$(BIN)/python -m pytest -m long

@@ -341,7 +341,7 @@ class EvaluationSettings(Settings):
     every_tokens: Tokens = 0
     """LM tokens between measurements; 0 measures at the end of each stage only."""
     max_tokens: Tokens = 0
-    """Use at most this many tokens of each held-out corpus, its first; 0 uses all."""
+    """Measure perplexity on at most this many tokens of each held-out corpus, its first; 0 uses all."""
     batch_size: int = Field(8, ge=1)
     """Samples that one rank evaluates at once."""
     similarity: SimilaritySettings | None = None

@@ -36,6 +36,7 @@ _COMMON_NAMES = {
     "num_heads": "num_attention_heads",
     "sequence_length": "max_position_embeddings",
 }
+_OTHER_NAMES = {"embed_out.weight": "lm_head.weight", "lm_head.weight": "embed_out.weight"}  # GPT-NeoX, old and new
 _WITHOUT_EFFECT = (
     "vocab_size", "max_position_embeddings", "bos_token_id", "eos_token_id", "pad_token_id", "use_cache",
     "initializer_range", "pretraining_tp", "classifier_dropout",
@@ -251,7 +252,8 @@ def load_weights(model: PreTrainedModel, folder: str | Path, vocabulary: int | N
     Raises:
         ValueError: If the folder has no weights, or names or shapes differ from the model's.
     """
-    weights = read_weights(folder)
+    own, weights = model.state_dict(), read_weights(folder)
+    weights = {name if name in own else _OTHER_NAMES.get(name, name): weight for name, weight in weights.items()}
     if vocabulary is not None:
         weights = _fit_vocabulary(model, weights, vocabulary, folder)
     set_weights(model, weights, folder)

@@ -1,4 +1,8 @@
-"""Perplexity of held-out text, and bits per byte, which compares across tokenizers."""
+"""Perplexity of held-out text, and bits per byte, which compares across tokenizers.
+
+Windows are cut as lm-evaluation-harness cuts a document, so that it finds the same number (see
+:mod:`prealign_ds.exporting.harness`).
+"""
 
 from __future__ import annotations
 
@@ -40,6 +44,25 @@ class Perplexity:
         return asdict(self)
 
 
+class BehindEndOfText:
+    """A text behind one end-of-text token, as if another document came before: its first token is predicted too.
+
+    Args:
+        tokens: The text.
+        eos: The end-of-text token.
+    """
+
+    def __init__(self, tokens: TokenRow, eos: int):
+        self._tokens, self._eos = tokens, eos
+        self.num_tokens = tokens.num_tokens + 1
+
+    def read(self, start: int, count: int) -> np.ndarray:
+        """Up to ``count`` tokens from ``start``."""
+        if start > 0 or count < 1:
+            return self._tokens.read(start - 1, count)
+        return np.concatenate([[self._eos], self._tokens.read(0, count - 1)])
+
+
 @torch.no_grad()
 def perplexity(
     compute: Compute,
@@ -54,7 +77,9 @@ def perplexity(
 ) -> Perplexity:
     """Perplexity over neighbouring windows; each token but the first is predicted once. All ranks must call it.
 
-    Every rank makes the same number of forward passes (under ZeRO-3 they are collective), with empty ones at the end.
+    The last window is as long as the others where the text allows it: it begins earlier, and what the window before
+    has predicted is context alone. Every rank makes the same number of forward passes (under ZeRO-3 they are
+    collective), with empty ones at the end.
 
     Args:
         compute: Reaches the model.
@@ -64,18 +89,18 @@ def perplexity(
         sequence_length: Tokens S in a window.
         batch_size: Windows that one rank evaluates at once.
         device: Where to put the batches.
-        max_tokens: Use at most this many tokens; 0 uses all.
+        max_tokens: Predict at most this many tokens, the first ones; 0 predicts all.
         groups: From a text, an offset and a number to the group of each of these tokens
             (:class:`prealign_ds.evaluation.seen.SeenWords`); None for no perplexities by group.
 
     Raises:
         ValueError: If there are fewer than two tokens.
     """
-    total = min(tokens.num_tokens, max_tokens or tokens.num_tokens)
-    if total < 2:
-        raise ValueError(f"held-out text of {total} token(s): perplexity needs two or more")
+    if tokens.num_tokens < 2:
+        raise ValueError(f"held-out text of {tokens.num_tokens} token(s): perplexity needs two or more")
+    total = min(tokens.num_tokens - 1, max_tokens or tokens.num_tokens)
     rank, world = rank_and_world()
-    windows = math.ceil((total - 1) / sequence_length)
+    windows = math.ceil(total / sequence_length)
     sums = torch.zeros(3 + 2 * len(GROUPS), dtype=torch.float64, device=device)
     for batch in range(math.ceil(windows / (batch_size * world))):
         first = (batch * world + rank) * batch_size
@@ -83,12 +108,14 @@ def perplexity(
         targets = np.full((batch_size, sequence_length), IGNORED, dtype=np.int64)
         group = np.zeros((batch_size, sequence_length), dtype=np.int64)
         for place in range(batch_size):
-            start = (first + place) * sequence_length
-            row = tokens.read(start, min(sequence_length + 1, total - start)).astype(np.int64)
-            if len(row) > 1:
-                inputs[place, : len(row) - 1], targets[place, : len(row) - 1] = row[:-1], row[1:]
+            done = (first + place) * sequence_length
+            if done < total:
+                start = min(done, max(0, total - sequence_length))
+                row = tokens.read(start, min(sequence_length, total) + 1).astype(np.int64)
+                new = slice(done - start, len(row) - 1)
+                inputs[place, : len(row) - 1], targets[place, new] = row[:-1], row[1:][new]
                 if groups is not None:
-                    group[place, : len(row) - 1] = groups(tokens, start + 1, len(row) - 1)
+                    group[place, new] = groups(tokens, done + 1, new.stop - new.start)
         nats_BS = target_nats(compute, inputs, targets, vocabulary, device).double()
         predicted = targets[targets != IGNORED]
         parts = [nats_BS.sum(), len(predicted), int(byte_lengths[predicted].sum())]

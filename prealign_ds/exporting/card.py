@@ -16,7 +16,7 @@ from prealign_ds.alignment.table import AlignmentTable
 from prealign_ds.config import RunSettings
 from prealign_ds.corpus.clone import CLONE_LANGUAGE
 from prealign_ds.exporting.source import Source
-from prealign_ds.exporting.tokenizer import CLOSE, OPEN
+from prealign_ds.exporting.tokenizer import CLONE_FOLDER, CLOSE, OPEN
 from prealign_ds.training.monitor import Series
 
 _PAPER = "[PREALIGN](https://arxiv.org/abs/2407.16222)"
@@ -108,7 +108,8 @@ def _loading(settings: RunSettings, vocab_size: int, rows: int, vocabulary: int,
         lines.append(
             f"En-Clone is a second language for experiments: English in which token `id` is `id + {vocab_size}`. Its "
             f"words are shown as `{OPEN}piano{CLOSE}`; special tokens are shared. Text is always encoded as English: "
-            f"add {vocab_size} to the ids of a text (but not to special ones) to have it in En-Clone."
+            f"add {vocab_size} to the ids of a text (but not to special ones) to have it in En-Clone, or take the "
+            f"tokenizer in `{CLONE_FOLDER}`, for which plain text is En-Clone and English stands in `{OPEN}{CLOSE}`."
         )
     return "\n".join(lines)
 

@@ -21,6 +21,7 @@ from prealign_ds.model import check_weights, model_config, num_parameters, tied_
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _OF_OTHER_TASKS = ("id2label", "label2id", "problem_type", "return_dict", "output_attentions", "output_hidden_states")
+_NEOX_INPUT = "gpt_neox.embed_in.weight"
 _OTHER_FILES = 64 << 20  # bytes that tokenizer, configuration and card may take
 
 
@@ -72,20 +73,32 @@ def _check_room(output: Path, weights: dict[str, Tensor], dtype: torch.dtype) ->
 
 
 def _to_export(model: PreTrainedModel, weights: dict[str, Tensor], rows: int, dtype: torch.dtype) -> dict[str, Tensor]:
-    """The weights as they are stored: tied ones once, embeddings cut to ``rows``."""
+    """The weights as they are stored: tied ones once, embeddings cut to ``rows``.
+
+    GPT-NeoX's output embedding has the name that all but transformers 5 know, and is there if it is tied too: llama.cpp
+    asks for it.
+    """
     embeddings, tied = vocabulary_weight_names(model), tied_weight_names(model)
     cut = {name: tensor[:rows] if name in embeddings else tensor for name, tensor in weights.items()}
-    return {name: tensor.to(dtype).contiguous() for name, tensor in cut.items() if name not in tied}
+    stored = {name: tensor.to(dtype).contiguous() for name, tensor in cut.items() if name not in tied}
+    if model.config.model_type == "gpt_neox":
+        own = next((name for name in embeddings & stored.keys() if name != _NEOX_INPUT), None)
+        stored["embed_out.weight"] = stored.pop(own) if own else stored[_NEOX_INPUT].clone()
+    return stored
 
 
 def _config(model: PreTrainedModel, rows: int, dtype: str) -> dict[str, Any]:
-    """``config.json``, with old names beside new ones where readers of transformers 4 look for those."""
+    """``config.json``, with old names beside new ones where transformers 4, llama.cpp and vLLM look for those."""
     config = model.config
     config.vocab_size, config.use_cache, config.architectures = rows, True, [type(model).__name__]
     values: dict[str, Any] = json.loads(config.to_json_string(use_diff=False)) | {"dtype": dtype, "torch_dtype": dtype}
+    if config.model_type == "gpt2":
+        values["n_ctx"] = values["n_positions"]
     rope = values.get("rope_parameters") or {}
     if "rope_theta" in rope:
         values["rope_theta"] = rope["rope_theta"]
+    if config.model_type == "gpt_neox":
+        values |= {"rotary_pct": rope["partial_rotary_factor"], "rotary_emb_base": rope["rope_theta"]}
     return {key: value for key, value in values.items() if not key.startswith(("_", *_OF_OTHER_TASKS))}
 
 

@@ -1,21 +1,28 @@
 """The tokenizer of an exported model, in which En-Clone's tokens have names and can be read.
 
 A clone token is its original's name between ``⟨`` and ``⟩``, white space left outside: ``Ġpiano`` and ``Ġ⟨piano⟩``. No
-merge leads to one, so that text is encoded as before; the decoder joins the pieces of a word: `` ⟨piano⟩``.
+merge leads to one, so that text is encoded as before; the decoder joins the pieces of a word: `` ⟨piano⟩``. A second
+tokenizer, in the folder ``clone``, has the names the other way round: it reads and writes En-Clone as plain text, so
+that programs that know nothing of clones can measure and prompt it.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
+from prealign_ds.corpus.clone import clone_ids
 from prealign_ds.files import read_json
 
 OPEN, CLOSE = "⟨", "⟩"
+CLONE_FOLDER = "clone"
+"""Folder of the tokenizer that takes text for En-Clone."""
 _PROBE = 'He plays the "old" piano, doesn\'t he?\n  Naïve café: 1984!\n\nÜber 東京 \t<|x|> (e.g.) '
 
 
@@ -25,15 +32,29 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast, clone: boo
     Args:
         folder: Where to; it holds the model's ``config.json``, which ``AutoTokenizer`` looks at.
         tokenizer: The tokenizer that the model was trained with.
-        clone: Whether ids from V to 2V are En-Clone's.
+        clone: Whether ids from V to 2V are En-Clone's; their own tokenizer is then written too.
         positions: Tokens that the model can read at once.
 
     Raises:
         ValueError: If a clone's name is taken, the tokenizer is of an unknown kind, or it would not be read the same.
     """
-    tokenizer.save_pretrained(folder)
+    ids = np.arange(len(tokenizer))
+    _write(folder, tokenizer, positions, with_clone if clone else None, ids)
     if clone:
-        description = with_clone(read_json(folder / "tokenizer.json"), tokenizer)
+        _write(folder / CLONE_FOLDER, tokenizer, positions, as_clone, clone_ids(tokenizer))
+
+
+def _write(
+    folder: Path,
+    tokenizer: PreTrainedTokenizerFast,
+    positions: int,
+    change: Callable[[dict[str, Any], PreTrainedTokenizerFast], dict[str, Any]] | None,
+    ids: np.ndarray,
+) -> None:
+    """Write a tokenizer, its description changed, that encodes text to ``ids`` of what the given one does."""
+    tokenizer.save_pretrained(folder)
+    if change is not None:
+        description = change(read_json(folder / "tokenizer.json"), tokenizer)
         (folder / "tokenizer.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
     path = folder / "tokenizer_config.json"
     # transformers 4 and what is built on it do not know 5's name of this class.
@@ -41,7 +62,8 @@ def write_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerFast, clone: boo
     config = {key: value for key, value in config.items() if key not in ("is_local", "local_files_only")}
     path.write_text(json.dumps(config, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
     written = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    if written(_PROBE, verbose=False)["input_ids"] != tokenizer(_PROBE, verbose=False)["input_ids"]:
+    expected = ids[tokenizer(_PROBE, verbose=False)["input_ids"]].tolist()
+    if written(_PROBE, verbose=False)["input_ids"] != expected:
         raise ValueError(f"{tokenizer.name_or_path}: transformers would encode text otherwise than in training")
 
 
@@ -60,8 +82,31 @@ def with_clone(description: dict[str, Any], tokenizer: PreTrainedTokenizerFast) 
     taken = sorted(names.keys() & clones.keys())
     if taken or len(clones) < len(names):
         raise ValueError(f"{tokenizer.name_or_path}: token {taken[:1]} has the name that a clone token would get")
+    decoder = _decoder(description["decoder"], spelt if of_bytes else None)
+    return _named(description, names | clones, tokenizer) | {"decoder": decoder}
+
+
+def as_clone(description: dict[str, Any], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A ``tokenizer.json`` in which each name that :func:`with_clone` gives stands for the other language's token.
+
+    Raises:
+        ValueError: As :func:`with_clone`.
+    """
+    size, clones = len(tokenizer), clone_ids(tokenizer)
+    both = with_clone(description, tokenizer)
+    vocab = both["model"]["vocab"]
+    numbered = vocab.items() if isinstance(vocab, dict) else [(name, place) for place, (name, _) in enumerate(vocab)]
+    back = np.append(clones, np.arange(size))
+    back[clones[clones < size] + size] += size  # special tokens are shared, and so are their clones
+    ids = {name: int(back[number]) for name, number in numbered}
+    added = [token | {"id": ids[token["content"]]} for token in description["added_tokens"]]
+    return _named(both, ids, tokenizer) | {"added_tokens": added}
+
+
+def _named(description: dict[str, Any], ids: dict[str, int], tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
+    """A ``tokenizer.json`` with these names."""
     model = description["model"]
-    together = sorted((names | clones).items(), key=lambda item: item[1])
+    together = sorted(ids.items(), key=lambda item: item[1])
     if isinstance(model["vocab"], dict):
         model = model | {"vocab": dict(together)}
     elif model["type"] == "Unigram":
@@ -72,7 +117,7 @@ def with_clone(description: dict[str, Any], tokenizer: PreTrainedTokenizerFast) 
         raise ValueError(
             f"{tokenizer.name_or_path}: a vocabulary of kind {model['type']}; En-Clone needs BPE or Unigram"
         )
-    return description | {"model": model, "decoder": _decoder(description["decoder"], spelt if of_bytes else None)}
+    return description | {"model": model}
 
 
 def clone_name(name: str) -> str:

@@ -15,7 +15,7 @@ from prealign_ds.evaluation.classification import ZeroShotTransfer
 from prealign_ds.evaluation.compute import Compute
 from prealign_ds.evaluation.knowledge import KnowledgeResults, ask_period
 from prealign_ds.evaluation.leakage import ScriptLeakage
-from prealign_ds.evaluation.perplexity import Perplexity, perplexity
+from prealign_ds.evaluation.perplexity import BehindEndOfText, Perplexity, perplexity
 from prealign_ds.evaluation.scoring import token_nats
 from prealign_ds.evaluation.seen import SeenWords
 from prealign_ds.evaluation.similarity import WordSimilarity
@@ -98,7 +98,7 @@ class Evaluations:
             language: perplexity(
                 compute,
                 run.vocabulary,
-                tokens,
+                BehindEndOfText(tokens, run.tokenizer.eos_token_id),
                 run.byte_lengths,
                 settings.data.sequence_length,
                 settings.evaluation.batch_size,

@@ -8,7 +8,7 @@ import torch
 from conftest import Row
 from rigged import rigged
 
-from prealign_ds.evaluation.perplexity import perplexity
+from prealign_ds.evaluation.perplexity import BehindEndOfText, perplexity
 
 
 def measure(compute, tokens, lengths=None, batch_size=3, **options):
@@ -42,7 +42,47 @@ def test_bits_per_byte_count_the_bytes_of_the_predicted_tokens():
 
 
 def test_max_tokens_uses_the_first_ones():
-    assert measure(uniform, np.zeros(50, dtype=int), max_tokens=11).tokens == 10
+    assert measure(uniform, np.zeros(50, dtype=int), max_tokens=11).tokens == 11
+    lengths = np.arange(20)
+    assert measure(uniform, [5, 1, 2, 19, 19], lengths, max_tokens=2).bits_per_byte == pytest.approx(
+        2 * math.log2(20) / 3
+    )
+
+
+def harness_windows(tokens, prefix, length):
+    """Context and targets of each window, as lm-evaluation-harness 0.4.13 cuts a document."""
+    yield [prefix, *tokens[:length][:-1]], tokens[:length]
+    done = length
+    while done < len(tokens):
+        new = min(length, len(tokens) - done)
+        yield tokens[done + new - length - 1 : done + new - 1], tokens[done : done + new]
+        done += new
+
+
+@pytest.mark.parametrize("number", [1, 3, 7, 8, 13, 14, 15, 50])
+@pytest.mark.parametrize("batch_size", [1, 2, 100])
+def test_a_text_behind_end_of_text_is_read_as_the_harness_reads_it(number, batch_size):
+    """The model's logits depend on all of the context."""
+    text, codes = np.random.default_rng(number).integers(1, 20, number), torch.randn(20, 24, dtype=torch.float64)
+
+    def logits(inputs):
+        return torch.sin(codes[inputs].cumsum(1) * 3)
+
+    nats = 0.0
+    for context, targets in harness_windows(text.tolist(), 0, 7):
+        logs = torch.log_softmax(logits(torch.tensor([context]))[0, -len(targets) :, :20], 1)
+        nats -= logs[range(len(targets)), targets].sum().item()
+    behind = BehindEndOfText(Row(text), 0)
+    found = perplexity(rigged(logits), 20, behind, np.ones(20, int), 7, batch_size, torch.device("cpu"))
+    assert found.tokens == number and found.nats == pytest.approx(nats)
+    assert behind.read(0, 3).tolist() == [0, *text[:2]] and behind.read(1, 2).tolist() == text[:2].tolist()
+    groups = np.arange(number + 1) % 3
+    parts = perplexity(
+        rigged(logits), 20, behind, np.ones(20, int), 7, batch_size, torch.device("cpu"), 0,
+        lambda _, start, count: groups[start : start + count],
+    )  # fmt: skip
+    counted = {name: part["tokens"] for name, part in parts.by_word.items()}
+    assert counted == {name: n for name, k in (("seen", 1), ("unseen", 2)) if (n := (groups[1:] == k).sum())}
 
 
 def test_a_text_of_one_token_is_refused():

@@ -72,9 +72,11 @@ def test_checkpoints_of_all_stages_and_ranks_give_the_logits_of_training(trained
     assert expected.shape[-1] == 896 and config["vocab_size"] == 2 * V == len(model.get_input_embeddings().weight)
     assert (logits_of(model) - expected[..., : 2 * V]).abs().max() < 1e-5
     tied = load_settings(run / "config.yaml").model.tied_embeddings
-    assert config["tie_word_embeddings"] == tied and ("lm_head.weight" in weights) == (not tied)
+    assert config["tie_word_embeddings"] == tied
+    if config["model_type"] != "gpt_neox":
+        assert ("lm_head.weight" in weights) == (not tied)
     assert config["architectures"] == [type(model).__name__] and config["dtype"] == config["torch_dtype"] == "float32"
-    assert config.get("rope_theta") == (10_000 if config["model_type"] == "llama" else None)
+    assert config.get("rope_theta") == (None if config["model_type"] == "gpt2" else 10_000)
     assert (tmp_path / "out/model.safetensors").stat().st_mode == (tmp_path / "out/config.json").stat().st_mode
 
 
@@ -134,6 +136,66 @@ def test_the_tokenizer_encodes_as_in_training_and_shows_clone_words(style, tmp_p
     assert exported.decode(both, skip_special_tokens=True).endswith("⟨well⟩")
     names = [exported.decode([number]) for number in range(size, 2 * size)]
     assert all("⟨" in name or not trainings.decode([place]).strip() for place, name in enumerate(names))
+    other = AutoTokenizer.from_pretrained(tmp_path / "clone")
+    assert len(other) == 2 * size and sorted(other.get_vocab().values()) == list(range(2 * size))
+    for text in [*texts, f"the piano{trainings.eos_token}the river"]:
+        ids = clones[trainings.encode(text)].tolist()
+        assert other.encode(text) == ids and other.decode(ids) == trainings.decode(trainings.encode(text))
+    assert "⟨piano⟩" in other.decode(trainings.encode("the piano")) and other.eos_token_id == trainings.eos_token_id
+
+
+# What their readers ask for: config keys of vLLM and of llama.cpp's convert_hf_to_gguf.py, which reads them through
+# transformers 4.57, and the tensors that llama.cpp cannot do without.
+EXPECTED = {
+    "GPT2LMHeadModel": (
+        {"n_ctx": 32, "n_positions": 32, "n_embd": 32, "n_head": 2, "n_layer": 2, "layer_norm_epsilon": 1e-5,
+         "activation_function": "gelu_new", "add_cross_attention": False, "scale_attn_by_inverse_layer_idx": False,
+         "reorder_and_upcast_attn": False},
+        {"transformer.wte.weight", "transformer.wpe.weight", "transformer.ln_f.weight", "transformer.ln_f.bias"},
+    ),
+    "LlamaForCausalLM": (
+        {"max_position_embeddings": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "num_key_value_heads": 2, "head_dim": 16, "intermediate_size": 86, "rms_norm_eps": 1e-6, "rope_theta": 1e4,
+         "hidden_act": "silu", "attention_bias": False, "mlp_bias": False},
+        {"model.embed_tokens.weight", "model.norm.weight"},
+    ),
+    "GPTNeoXForCausalLM": (
+        {"max_position_embeddings": 32, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2,
+         "intermediate_size": 128, "layer_norm_eps": 1e-5, "rotary_pct": 0.25, "rotary_emb_base": 1e4,
+         "use_parallel_residual": True, "hidden_act": "gelu", "attention_bias": True},
+        {"gpt_neox.embed_in.weight", "gpt_neox.final_layer_norm.weight", "gpt_neox.final_layer_norm.bias",
+         "embed_out.weight"},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["zero0", "zero3", "zero2", "zero1_two", "neox", "neox_untied"])
+def test_readers_of_other_projects_find_what_they_ask_for(trained, tmp_path, name):
+    run = trained / name
+    export_model(opened(run), tmp_path / "out")
+    config, weights = read_json(tmp_path / "out/config.json"), load_file(tmp_path / "out/model.safetensors")
+    (architecture,) = config["architectures"]
+    keys, names = EXPECTED[architecture]
+    assert {key: config.get(key) for key in keys} == keys
+    tied = config["tie_word_embeddings"]
+    head = {"embed_out.weight" if "NeoX" in architecture else "lm_head.weight"}
+    names = names if tied else names | head
+    assert {key for key in weights if ".layers." not in key and ".h." not in key} == names
+    assert config["eos_token_id"] == config["bos_token_id"] == 0
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    described, settings = (read_json(tmp_path / f"out/{file}.json") for file in ("tokenizer", "tokenizer_config"))
+    assert sorted(tokenizer.get_vocab().values()) == list(range(config["vocab_size"])), "no id lacks a name"
+    assert described["model"]["type"] == "BPE" and described["model"]["merges"] and described["pre_tokenizer"]
+    assert settings["tokenizer_class"] == "PreTrainedTokenizerFast" and settings["model_max_length"] == 32
+    expected = logits_of(trainers_model(run), config["vocab_size"])[..., : config["vocab_size"]]
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not any(loaded[1][what] for what in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    assert (logits_of(loaded[0], config["vocab_size"]) - expected).abs().max() < 1e-5
+    again = Run(load_settings(run / "config.yaml"), HERE).saved_model(tmp_path / "out")
+    assert (logits_of(again, config["vocab_size"])[..., : config["vocab_size"]] - expected).abs().max() < 1e-5
+    words = [f"model.architecture={config['model_type']}", f"model.tied_embeddings={str(tied).lower()}"]
+    new = started(trained, tmp_path / "out", *words)
+    assert (logits_of(new, config["vocab_size"])[..., : config["vocab_size"]] - expected).abs().max() < 1e-5
 
 
 def test_what_cannot_be_exported_is_refused_and_leaves_nothing(trained, tmp_path):

@@ -13,8 +13,15 @@ from prealign_ds.training.preemption import stoppable
 from prealign_ds.training.run import Run
 
 UNTIED, LLAMA, QUICK = "model.tied_embeddings=false", "model.architecture=llama", "data.held_out=[]"
+NEOX = "model.architecture=gpt_neox"
 PLAIN = ("stages=[pretrain]", "codeswitch.mode=off", QUICK)
-ALONE = {"zero0": (0, []), "zero2": (2, [LLAMA, UNTIED, *PLAIN]), "zero3": (3, [UNTIED, *PLAIN])}
+ALONE = {
+    "zero0": (0, []),
+    "zero2": (2, [LLAMA, UNTIED, *PLAIN]),
+    "zero3": (3, [UNTIED, *PLAIN]),
+    "neox": (0, [NEOX, *PLAIN]),
+    "neox_untied": (0, [NEOX, UNTIED, *PLAIN]),
+}
 TWO_RANKS = {
     "zero1_two": (1, [LLAMA, *PLAIN]),
     "zero1_bf16_two": (1, ["deepspeed=ds_configs/zero1_bf16.json", *PLAIN]),
