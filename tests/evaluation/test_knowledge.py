@@ -83,7 +83,7 @@ def test_batches_change_nothing_and_padding_ids_get_no_probability(plan, tokeniz
     table = torch.randn(vocabulary, vocabulary + 28, generator=torch.Generator().manual_seed(3))
     compute = rigged(lambda inputs: table[inputs])
     expected = ask(plan, compute, vocabulary)
-    assert ask(plan, compute, vocabulary, batch_tokens=1) == expected == ask(plan, compute, vocabulary, 10**6)
+    assert ask(plan, compute, vocabulary, batch_tokens=1) == expected == ask(plan, compute, vocabulary, 10**5)
     rows = [np.array([3, 5, 9]), np.array([7])]
     found = row_nats(rows, 1, compute, vocabulary, 10, CPU)
     logs = torch.log_softmax(table[:, :vocabulary].double(), 1)
