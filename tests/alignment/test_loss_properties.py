@@ -54,7 +54,7 @@ def test_fp32_is_as_exact_as_whole_matrices_in_fp32(case):
     assert found[0].dtype == found[1].dtype == torch.float32
     losses, gradients = ([result[part] - exact[part] for result in (found, usual)] for part in (0, 1))
     ours, theirs = (steepness(gradient, states, temperature).norm() for gradient in gradients)
-    # A cosine of two vectors, each made unit-sized by itself, is off by some halves of eps; a row's loss by as much / tau.
+    # A cosine of vectors that are made unit-sized is off by some halves of eps, and a row's loss by as much / tau.
     floor = 2 * torch.finfo(torch.float32).eps * len(relations) / temperature
     assert losses[0].norm() <= 4 * losses[1].norm() + floor
     assert ours <= 4 * theirs + 1e-6 / temperature
