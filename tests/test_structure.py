@@ -5,6 +5,7 @@ import re
 
 import pytest
 from conftest import REPOSITORY
+from packaging.version import Version
 
 FLOORS = [
     ("files", "randomness", "words", "languages", "cli", "config", "recipe"),
@@ -66,3 +67,22 @@ def test_every_field_of_the_configuration_is_documented():
         if isinstance(section, type) and issubclass(section, config.Settings) and section is not config.Settings:
             for name, field in section.model_fields.items():
                 assert field.description, f"{section.__name__}.{name}"
+
+
+def test_the_tested_versions_are_the_same_everywhere():
+    """The lower ends of pyproject.toml are the oldest pins; PyTorch's alone were not tried."""
+    newest, oldest = (
+        dict(re.findall(r"^([\w-]+)==(\S+)$", (REPOSITORY / name).read_text(), re.MULTILINE))
+        for name in ("requirements.txt", "requirements-oldest.txt")
+    )
+    table = re.findall(
+        r"^\| ([\w-]+) \| (\d\S*) \| (\d\S*) \|", (REPOSITORY / "docs/versions.md").read_text(), re.MULTILINE
+    )
+    assert table == [(name, version, newest[name]) for name, version in oldest.items()]
+    project = (REPOSITORY / "pyproject.toml").read_text()
+    ranges = re.findall(r'^    "([\w-]+)>=(\S+)",$', project, re.MULTILINE)
+    dependencies = project.partition("\ndependencies = [\n")[2].partition("\n]")[0].count("\n") + 1
+    assert {name for name, _ in ranges[:dependencies]} <= oldest.keys()
+    for name, lower in ranges:
+        assert Version(lower) <= Version(newest[name])
+        assert name == "torch" or name not in oldest or Version(lower) == Version(oldest[name]), name

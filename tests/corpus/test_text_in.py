@@ -172,6 +172,19 @@ def test_an_interrupted_fetch_goes_on_after_its_last_shard(tmp_path, monkeypatch
     assert resumed.manifest == whole.manifest and not (tmp_path / ".text.fetching").exists()
 
 
+def test_a_data_set_is_streamed_from_any_of_its_rows(tmp_path):
+    """The library reads a folder as it reads the hub."""
+    (tmp_path / "set").mkdir()
+    write_jsonl(tmp_path / "set/train.jsonl")
+    source = f"hub:{tmp_path}/set"
+    corpus = fetch(tmp_path / "text", [source], "en", SPLITS)
+    assert sorted(d.text for d in corpus.documents()) == sorted(record["text"] for record in RECORDS)
+    found = list(fetching._documents([source], "text", 58))
+    assert [(d.text, d.page) for d in found] == [(RECORDS[n]["text"], f"{tmp_path}/set:{n}") for n in (58, 59)]
+    with pytest.raises(ValueError, match="no column 'body'; it has text, page"):
+        next(fetching._documents([source], "body", 0))
+
+
 def test_tokens_decode_to_the_text_and_megatron_reads_them(corpus, tokenizer_folder, tmp_path):
     manifest = tokenize_corpus(corpus, tokenizer_folder, tmp_path / "tokens", workers=1)
     tokenizer = load_tokenizer(tokenizer_folder)
