@@ -23,6 +23,7 @@ def test_quickstart_on_ones_own_text_and_again(tmp_path):
     assert all(set(found) == {"en", "clone"} for found in summary["perplexity"].values())
     assert summary["tokens"]["joint"] == summary["tokens"]["prealign"] > 0
     assert set(summary["seconds"]) == {"total", "prepare", "joint", "prealign"}
+    assert "held-out" in (runs / "compare.html").read_text()
     again = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, check=True)
     assert "launchers/pretrain.py" not in again.stdout, "what is done is not done again"
     assert json.loads((runs / "summary.json").read_text()) == summary

@@ -125,6 +125,7 @@ def main() -> None:
         summary["tokens"][system] = last["tokens"]
     spent["total"] = sum(spent[part] for part in ("prepare", *SYSTEMS))
     write_json(runs / "summary.json", summary)
+    command(sys.executable, "tools/report.py", *folders.values(), "--output", runs / "compare.html")
     show(summary, runs)
 
 
@@ -137,7 +138,7 @@ def show(summary: dict, runs: Path) -> None:
     for language in joint:
         ratio = prealign[language] / joint[language]
         print(f"{language:10}{joint[language]:12.2f}{prealign[language]:12.2f}{ratio:10.3f}")
-    print(f"\nWritten to {runs}/summary.json; the logs of each run are in {runs}/*/metrics.jsonl and eval.jsonl.")
+    print(f"\nWritten to {runs}/summary.json. Open {runs}/compare.html in a browser: both runs on one page.")
 
 
 if __name__ == "__main__":
