@@ -135,6 +135,13 @@ def test_same_seed_same_weights_and_the_global_generator_is_left_alone(tokenizer
     assert all(torch.equal(x, y) for x, y in zip(a.parameters(), b.parameters(), strict=True))
 
 
+def test_gpt2s_projections_into_the_residual_stream_begin_smaller(tokenizer):
+    """By the root of their number; transformers before 5.15 forgets it."""
+    for block in small(tokenizer).transformer.h:
+        for part in (block.attn, block.mlp):
+            assert float(part.c_proj.weight.detach().std()) == pytest.approx(0.02 / 4**0.5, rel=0.1)
+
+
 def test_weights_of_another_model_and_unknown_settings_are_refused(tokenizer, tmp_path):
     model = small(tokenizer)
     with pytest.raises(ValueError, match=r"no \*.safetensors here"):

@@ -138,6 +138,11 @@ def test_order_and_index_files_are_gptdatasets(data, tmp_path):
     assert len(list(tmp_path.iterdir())) == 4, "a description and three indices, of both"
     for name in ("document_index", "sample_index", "shuffle_index"):
         assert np.array_equal(getattr(ours, name), getattr(theirs, name))
+
+
+@pytest.mark.skipif(not hasattr(GPTDatasetConfig, "defer_npy_index_mmap"), reason="needs megatron-core 0.16")
+def test_index_files_may_be_opened_late(data, tmp_path):
+    ours = pair(data, path_to_cache=str(tmp_path))[1]
     deferred = pair(data, path_to_cache=str(tmp_path), defer_npy_index_mmap=True)[1]
     assert_equal(deferred[7], ours[7])
 
