@@ -5,7 +5,6 @@ BIN := $(VENV)/bin
 READY := $(VENV)/ready
 OLDEST := .venv-oldest
 OLDEST_TESTS := $(addprefix tests/, \
-	distributed/test_runs.py::test_a_run_killed_in_both_stages_goes_on_and_ends_in_the_same_weights \
 	exporting/test_export.py::test_checkpoints_of_all_stages_and_ranks_give_the_logits_of_training \
 	exporting/test_export.py::test_stage_1_and_the_final_model_are_exported_by_the_tool_and_load_everywhere \
 	plugins/test_hf_trainer.py plugins/test_megatron_plugin.py \
