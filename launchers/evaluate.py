@@ -34,10 +34,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--local_rank", type=int, default=0, help=argparse.SUPPRESS)
     arguments = parser.parse_intermixed_args()
     arguments.model = arguments.model or arguments.run_dir / "model"
-    if not (arguments.run_dir / "config.yaml").is_file():
-        raise ValueError(f"{arguments.run_dir}: no config.yaml; name the folder of a run")
-    if not arguments.model.is_dir():
-        raise ValueError(f"{arguments.model}: no model here; finish the run, or name one with --model")
     return arguments
 
 
@@ -45,10 +41,12 @@ def main() -> None:
     """Parse the command line, load the model, measure."""
     arguments = parse_arguments()
 
-    from prealign_ds.recipe import load_settings
+    from prealign_ds.recipe import load_run
 
     overrides = [word for word in arguments.overrides if "=" in word]
-    settings = load_settings(arguments.run_dir / "config.yaml", overrides)
+    settings = load_run(arguments.run_dir, overrides)
+    if not arguments.model.is_dir():
+        raise ValueError(f"{arguments.model}: no model here; finish the run, or name one with --model")
 
     from prealign_ds.files import read_json, write_json
     from prealign_ds.training.checkpoint import is_checkpoint

@@ -36,6 +36,18 @@ def load_settings(path: str | Path, overrides: list[str] | None = None) -> RunSe
     return parse_settings(RunSettings, read_yaml(path), overrides or [], str(path))
 
 
+def load_run(run_dir: Path, overrides: list[str] | None = None) -> RunSettings:
+    """The settings that a run was started with, from its folder, and overrides (:func:`load_settings`).
+
+    Raises:
+        ValueError: If it is not the folder of a run.
+    """
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise ValueError(f"{run_dir}: no config.yaml here, so it is not the folder of a run; give the run_dir of one")
+    return load_settings(path, overrides)
+
+
 def read_yaml(path: str | Path) -> dict[str, Any]:
     """The keys and values of a YAML file, in which only ``true`` and ``false`` are truth values.
 

@@ -48,7 +48,7 @@ def write_tokens(prefix, tokenizer, documents):
     return {"documents": len(documents), "tokens": tokens, "bytes": size, "dtype": "uint16", "sha256": hashes}
 
 
-def write_recipe(folder: Path, **changes) -> Path:
+def write_recipe(folder: Path, sequence_length: int = 32, **changes) -> Path:
     """A recipe of both stages on the data of :func:`build_data`: 10 and 10 steps of 256 tokens."""
     tokens = str(folder / "tokens")
     corpora = [
@@ -65,7 +65,7 @@ def write_recipe(folder: Path, **changes) -> Path:
         "model": {"num_layers": 2, "hidden_size": 32, "num_heads": 2},
         "data": {
             "tokenizer": str(folder / "tokenizer"),
-            "sequence_length": 32,
+            "sequence_length": sequence_length,
             "corpora": corpora,
             "held_out": held_out,
         },

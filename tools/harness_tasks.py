@@ -26,18 +26,15 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", help="dotted.key=value, YAML values")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     arguments = parser.parse_intermixed_args()
-    if not (arguments.run_dir / "config.yaml").is_file():
-        raise ValueError(f"{arguments.run_dir}: no config.yaml; name the folder of a run")
     with contextlib.redirect_stdout(sys.stderr):  # where DeepSpeed then logs
         import torch
 
         from prealign_ds.exporting.harness import commands, write_tasks
-        from prealign_ds.recipe import load_settings
+        from prealign_ds.recipe import load_run
         from prealign_ds.training.environment import World
         from prealign_ds.training.run import Run
 
-        settings = load_settings(arguments.run_dir / "config.yaml", arguments.overrides)
-        of_run = Run(settings, World(0, 1, torch.device("cpu")))
+        of_run = Run(load_run(arguments.run_dir, arguments.overrides), World(0, 1, torch.device("cpu")))
         written = write_tasks(of_run, arguments.output)
     for name, measured in written.items():
         print(f"{name}: {measured}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from prealign_ds.config import RunSettings
 from prealign_ds.files import read_json
-from prealign_ds.recipe import flat, load_settings
+from prealign_ds.recipe import flat, load_run
 from prealign_ds.training.monitor import Series
 
 Points = list[tuple[float, float]]
@@ -37,12 +37,8 @@ class RunFolder:
     """
 
     def __init__(self, folder: Path):
-        if not (folder / "config.yaml").is_file():
-            raise ValueError(
-                f"{folder}: no config.yaml here, so it is not the folder of a run; give the run_dir of one"
-            )
         self.folder = folder
-        self.settings: RunSettings = load_settings(folder / "config.yaml")
+        self.settings: RunSettings = load_run(folder)
         self.metrics = Series(folder / "metrics.jsonl").records()
         self.records = Series(folder / "eval.jsonl").records()
         final = folder / ("align" if self.settings.stages == ["align"] else "model")

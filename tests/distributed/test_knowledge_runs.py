@@ -15,8 +15,9 @@ KNOWLEDGE = {"period_tokens": 96 * 140, "start_tokens": 96 * 30, "facts": 4, "fr
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     build_data(folder)
-    recipe = write_recipe(
+    write_recipe(
         folder,
+        sequence_length=96,
         knowledge=KNOWLEDGE,
         lm_tokens=96 * 340,
         pretrain={"batch_tokens": 96 * 24, "micro_batch_size": 12, "optimizer": {"learning_rate": 0.003}},
@@ -24,8 +25,6 @@ def data(tmp_path_factory):
         evaluation={"every_tokens": 96 * 96},
         checkpoint={"every_tokens": 96 * 72},
     )
-    text = recipe.read_text().replace("sequence_length: 32", "sequence_length: 96")
-    recipe.write_text(text)
     return folder
 
 

@@ -28,8 +28,9 @@ KNOWLEDGE = {"period_tokens": 96 * 160, "start_tokens": 0, "facts": 4, "frequenc
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     build_data(folder)
-    recipe = write_recipe(
+    write_recipe(
         folder,
+        sequence_length=96,
         stages=["pretrain"],
         lm_tokens=96 * 160,
         knowledge=KNOWLEDGE,
@@ -37,7 +38,6 @@ def data(tmp_path_factory):
         evaluation={},
         checkpoint={},
     )
-    recipe.write_text(recipe.read_text().replace("sequence_length: 32", "sequence_length: 96"))
     return folder
 
 

@@ -17,8 +17,7 @@ KNOWLEDGE = {"period_tokens": 96 * 140, "start_tokens": 96 * 30, "facts": 4, "fr
 def data(tmp_path_factory):
     folder = tmp_path_factory.mktemp("data")
     build_data(folder)
-    recipe = write_recipe(folder, knowledge=KNOWLEDGE, lm_tokens=96 * 340)
-    recipe.write_text(recipe.read_text().replace("sequence_length: 32", "sequence_length: 96"))
+    write_recipe(folder, sequence_length=96, knowledge=KNOWLEDGE, lm_tokens=96 * 340)
     return folder
 
 
